@@ -1,0 +1,114 @@
+//! Vector kernels: one algorithm, one thin instance per instruction set, chosen once at run time.
+//!
+//! [`generic`] holds each kernel once, written over the small [`Vector`](vector::Vector) trait. An instance is a
+//! function with `#[target_feature]` that calls it with its vector type. [`kernels`] picks the best
+//! instance that the running processor has; the environment variable `SQUISH_ISA` (`scalar`, `avx2`, `avx512`,
+//! `neon`) forces one, so that every instance can be tested on one machine.
+//!
+//! To add an instruction set: a file with its `Vector` and its instances, and a line in [`available`].
+
+pub mod generic;
+pub mod scalar;
+pub mod vector;
+
+#[cfg(target_arch = "aarch64")]
+pub mod neon;
+#[cfg(target_arch = "x86_64")]
+pub mod x86_64;
+
+use crate::{Error, Result};
+use std::sync::OnceLock;
+
+/// See [`generic::panel_dot`] for the arguments.
+pub type PanelDot = fn(&[f32], usize, usize, &[f32], usize, usize, &mut [f32]);
+
+/// The kernels of one instruction set.
+#[derive(Debug, Clone, Copy)]
+pub struct Kernels {
+    /// The instruction set's name, as `SQUISH_ISA` takes it.
+    pub isa: &'static str,
+    /// Products of a decoded panel with a batch of inputs.
+    pub panel_dot: PanelDot,
+}
+
+/// The instances that the running processor can execute, best first.
+pub fn available() -> Vec<Kernels> {
+    let mut found = Vec::new();
+    #[cfg(target_arch = "x86_64")]
+    {
+        found.extend(x86_64::avx512::kernels());
+        found.extend(x86_64::avx2::kernels());
+    }
+    #[cfg(target_arch = "aarch64")]
+    found.extend(neon::kernels());
+    found.push(scalar::KERNELS);
+    found
+}
+
+/// The kernels in use: the best available, or those that `SQUISH_ISA` names.
+///
+/// # Errors
+/// [`Error::Isa`] when `SQUISH_ISA` names what this machine does not have.
+pub fn kernels() -> Result<Kernels> {
+    static CHOSEN: OnceLock<Result<Kernels>> = OnceLock::new();
+    CHOSEN.get_or_init(|| choose(std::env::var("SQUISH_ISA").ok().as_deref())).clone()
+}
+
+fn choose(asked: Option<&str>) -> Result<Kernels> {
+    let available = available();
+    let Some(asked) = asked.filter(|a| !a.is_empty()) else {
+        return Ok(available[0]);
+    };
+    available.iter().find(|k| k.isa == asked).copied().ok_or_else(|| Error::Isa {
+        asked: asked.into(),
+        available: available.iter().map(|k| k.isa).collect::<Vec<_>>().join(", "),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn an_instruction_set_can_be_forced() {
+        assert_eq!(choose(Some("scalar")).unwrap().isa, "scalar");
+        assert_eq!(choose(None).unwrap().isa, available()[0].isa);
+        assert!(choose(Some("z80")).unwrap_err().to_string().contains("available: "));
+    }
+
+    proptest! {
+        #[test]
+        fn every_instance_equals_the_definition(
+            rows in 1..17usize, width in 1..257usize, batch in 1..19usize, extra in 0..5usize, seed: u64,
+        ) {
+            let mut state = seed;
+            let mut next = || {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            };
+            let (panel_stride, x_stride) = (256, width + extra);
+            let panel: Vec<f32> = (0..16 * panel_stride).map(|_| next()).collect();
+            let x: Vec<f32> = (0..(batch - 1) * x_stride + width).map(|_| next()).collect();
+            let before: Vec<f32> = (0..rows * batch).map(|_| next()).collect();
+            for kernels in available() {
+                let mut y = before.clone();
+                (kernels.panel_dot)(&panel, panel_stride, width, &x, x_stride, batch, &mut y);
+                for r in 0..rows {
+                    for b in 0..batch {
+                        let dot: f64 = (0..width)
+                            .map(|c| f64::from(panel[r * panel_stride + c]) * f64::from(x[b * x_stride + c]))
+                            .sum();
+                        let expected = dot + f64::from(before[r * batch + b]);
+                        let error = (f64::from(y[r * batch + b]) - expected).abs();
+                        prop_assert!(error < 1e-4, "{} {r} {b}: {error}", kernels.isa);
+                    }
+                }
+                // One output does not depend on how many others are computed with it.
+                let mut alone = vec![before[0]];
+                (kernels.panel_dot)(&panel, panel_stride, width, &x[..width], x_stride, 1, &mut alone);
+                prop_assert_eq!(alone[0].to_bits(), y[0].to_bits());
+            }
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! AVX2 with fused multiply-add: eight lanes.
+
+use crate::arch::{Kernels, generic, vector::Vector};
+use std::arch::x86_64::*;
+
+/// The kernels, if the processor has it.
+pub fn kernels() -> Option<Kernels> {
+    (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"))
+        .then_some(Kernels { isa: "avx2", panel_dot })
+}
+
+impl Vector for __m256 {
+    const LANES: usize = 8;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller vouches for the instruction set and the memory.
+        unsafe { _mm256_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { _mm256_fmadd_ps(a, b, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let four = _mm_add_ps(_mm256_castps256_ps128(self), _mm256_extractf128_ps(self, 1));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)))
+        }
+    }
+}
+
+fn panel_dot(
+    panel: &[f32],
+    panel_stride: usize,
+    width: usize,
+    x: &[f32],
+    x_stride: usize,
+    batch: usize,
+    y: &mut [f32],
+) {
+    #[target_feature(enable = "avx2,fma")]
+    fn instance(
+        panel: &[f32],
+        panel_stride: usize,
+        width: usize,
+        x: &[f32],
+        x_stride: usize,
+        batch: usize,
+        y: &mut [f32],
+    ) {
+        // SAFETY: this function has the instruction set.
+        unsafe { generic::panel_dot::<__m256, 2>(panel, panel_stride, width, x, x_stride, batch, y) }
+    }
+    // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
+    unsafe { instance(panel, panel_stride, width, x, x_stride, batch, y) }
+}

@@ -1,0 +1,63 @@
+//! AVX-512: sixteen lanes.
+
+use crate::arch::{Kernels, generic, vector::Vector};
+use std::arch::x86_64::*;
+
+/// The kernels, if the processor has it.
+pub fn kernels() -> Option<Kernels> {
+    (is_x86_feature_detected!("avx512f")).then_some(Kernels { isa: "avx512", panel_dot })
+}
+
+impl Vector for __m512 {
+    const LANES: usize = 16;
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller vouches for the instruction set and the memory.
+        unsafe { _mm512_loadu_ps(from) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { _mm512_fmadd_ps(a, b, self) }
+    }
+
+    #[inline(always)]
+    unsafe fn sum(self) -> f32 {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe { _mm512_reduce_add_ps(self) }
+    }
+}
+
+fn panel_dot(
+    panel: &[f32],
+    panel_stride: usize,
+    width: usize,
+    x: &[f32],
+    x_stride: usize,
+    batch: usize,
+    y: &mut [f32],
+) {
+    #[target_feature(enable = "avx512f")]
+    fn instance(
+        panel: &[f32],
+        panel_stride: usize,
+        width: usize,
+        x: &[f32],
+        x_stride: usize,
+        batch: usize,
+        y: &mut [f32],
+    ) {
+        // SAFETY: this function has the instruction set.
+        unsafe { generic::panel_dot::<__m512, 4>(panel, panel_stride, width, x, x_stride, batch, y) }
+    }
+    // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
+    unsafe { instance(panel, panel_stride, width, x, x_stride, batch, y) }
+}

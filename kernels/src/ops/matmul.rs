@@ -1,0 +1,62 @@
+//! `y = x W^T` for a packed `W`: dequantised panel by panel inside the multiplication.
+
+use super::{rows_of, with_last_dim};
+use crate::{
+    Packed, arch,
+    scheme::{PANEL_COLS, PANEL_ROWS},
+};
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
+use rayon::prelude::*;
+
+/// `x [.., cols] -> y [.., rows]`, f32.
+#[derive(Debug)]
+pub struct MatMul(
+    /// `W [rows, cols]`.
+    pub Packed,
+);
+
+impl CustomOp1 for MatMul {
+    fn name(&self) -> &'static str {
+        "squish-matmul"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, batch) = rows_of(self.name(), storage, layout, self.0.cols())?;
+        let y = matmul(&self.0, x, batch).map_err(candle_core::Error::wrap)?;
+        Ok((CpuStorage::F32(y), with_last_dim(layout, self.0.rows())))
+    }
+}
+
+/// `y [batch, rows]` for `x [batch, cols]`, parallel over panels of rows.
+fn matmul(w: &Packed, x: &[f32], batch: usize) -> crate::Result<Vec<f32>> {
+    let panel_dot = arch::kernels()?.panel_dot;
+    // Computed as y^T [rows, batch], so that each panel of rows owns one run of memory.
+    let mut transposed = vec![0.0; w.rows() * batch];
+    if batch > 0 {
+        transposed.par_chunks_mut(PANEL_ROWS * batch).enumerate().for_each(|(i, y)| {
+            w.for_each_panel(i * PANEL_ROWS, |cols, panel| {
+                panel_dot(panel, PANEL_COLS, cols.len(), &x[cols.start..], w.cols(), batch, y);
+            });
+        });
+    }
+    Ok(if batch > 1 { transpose(&transposed, batch) } else { transposed })
+}
+
+/// `[n, batch] -> [batch, n]`.
+fn transpose(values: &[f32], batch: usize) -> Vec<f32> {
+    /// Rows and columns of a tile that stays in the first-level cache.
+    const TILE: usize = 32;
+    let n = values.len() / batch;
+    let mut out = vec![0.0; values.len()];
+    out.par_chunks_mut(TILE * n).enumerate().for_each(|(tile, out)| {
+        for start in (0..n).step_by(TILE) {
+            for (b, out) in out.chunks_exact_mut(n).enumerate() {
+                let column = tile * TILE + b;
+                for (i, out) in out[start..n.min(start + TILE)].iter_mut().enumerate() {
+                    *out = values[(start + i) * batch + column];
+                }
+            }
+        }
+    });
+    out
+}

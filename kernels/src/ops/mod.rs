@@ -1,0 +1,60 @@
+//! Candle custom ops over packed matrices.
+//!
+//! Each op is one file with its CPU implementation; a Metal or CUDA backend adds `metal_fwd` or
+//! `cuda_fwd` beside it. Until then Candle's defaults answer, with an error that names the op.
+
+mod gather;
+mod matmul;
+mod rotate;
+mod sparse;
+mod transposed;
+
+pub use gather::Gather;
+pub use matmul::MatMul;
+pub use rotate::Rotate;
+pub use sparse::SparseMatMul;
+pub use transposed::TransposedMatMul;
+
+use candle_core::{CpuStorage, Error, Layout, Result};
+
+/// The contiguous f32 matrix `[batch, cols]` behind a storage, and its batch size.
+///
+/// Leading dimensions are folded into the batch.
+fn rows_of<'a>(
+    op: &str,
+    storage: &'a CpuStorage,
+    layout: &Layout,
+    cols: usize,
+) -> Result<(&'a [f32], usize)> {
+    let refuse = |what: &str| {
+        let (dims, dtype) = (layout.dims(), storage_dtype(storage));
+        Err(Error::Msg(format!("{op}: input {dims:?} {dtype:?} {what}")).bt())
+    };
+    let CpuStorage::F32(values) = storage else {
+        return refuse("must be F32");
+    };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        return refuse("must be contiguous");
+    };
+    match layout.dims() {
+        [.., last] if *last == cols => Ok((&values[start..end], (end - start) / cols)),
+        _ => refuse(&format!("must have {cols} columns")),
+    }
+}
+
+fn storage_dtype(storage: &CpuStorage) -> candle_core::DType {
+    use candle_core::backend::BackendStorage;
+    storage.dtype()
+}
+
+/// The shape of the input with its last dimension replaced.
+fn with_last_dim(layout: &Layout, last: usize) -> candle_core::Shape {
+    let mut dims = layout.dims().to_vec();
+    if let Some(d) = dims.last_mut() {
+        *d = last;
+    }
+    dims.into()
+}
+
+#[cfg(test)]
+mod tests;

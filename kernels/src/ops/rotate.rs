@@ -1,0 +1,27 @@
+//! The rotation of a linear's input.
+
+use super::rows_of;
+use crate::Rotation;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// `x [.., cols] -> H D x`, f32, each row on its own.
+#[derive(Debug)]
+pub struct Rotate(
+    /// The rotation.
+    pub Arc<Rotation>,
+);
+
+impl CustomOp1 for Rotate {
+    fn name(&self) -> &'static str {
+        "squish-rotate"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, _) = rows_of(self.name(), storage, layout, self.0.cols())?;
+        let mut y = x.to_vec();
+        y.par_chunks_mut(self.0.cols()).for_each(|row| self.0.apply(row));
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+}

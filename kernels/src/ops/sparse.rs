@@ -1,0 +1,26 @@
+//! The multiplication by a sparse correction.
+
+use super::{rows_of, with_last_dim};
+use crate::Sparse;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
+use std::sync::Arc;
+
+/// `x [.., cols] -> S x [.., rows]`, f32.
+#[derive(Debug)]
+pub struct SparseMatMul(
+    /// `S [rows, cols]`.
+    pub Arc<Sparse>,
+);
+
+impl CustomOp1 for SparseMatMul {
+    fn name(&self) -> &'static str {
+        "squish-sparse-matmul"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (x, batch) = rows_of(self.name(), storage, layout, self.0.cols())?;
+        let mut y = vec![0.0; batch * self.0.rows()];
+        self.0.multiply_add(x, &mut y);
+        Ok((CpuStorage::F32(y), with_last_dim(layout, self.0.rows())))
+    }
+}

@@ -1,0 +1,31 @@
+//! `y = z L` for a packed `L`: the left factor of a low-rank correction.
+
+use super::{rows_of, with_last_dim};
+use crate::Packed;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
+
+/// `z [.., rank] -> y [.., cols]`, f32.
+#[derive(Debug)]
+pub struct TransposedMatMul(
+    /// `L [rank, cols]`.
+    pub Packed,
+);
+
+impl CustomOp1 for TransposedMatMul {
+    fn name(&self) -> &'static str {
+        "squish-transposed-matmul"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rank, cols) = (self.0.rows(), self.0.cols());
+        let (z, batch) = rows_of(self.name(), storage, layout, rank)?;
+        let (mut y, mut row) = (vec![0.0; batch * cols], vec![0.0; cols]);
+        for r in 0..rank {
+            self.0.decode_row(r, &mut row);
+            for (z, y) in z.chunks_exact(rank).zip(y.chunks_exact_mut(cols)) {
+                y.iter_mut().zip(&row).for_each(|(y, w)| *y += z[r] * w);
+            }
+        }
+        Ok((CpuStorage::F32(y), with_last_dim(layout, cols)))
+    }
+}

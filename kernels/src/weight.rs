@@ -1,0 +1,182 @@
+//! The weight of a linear layer or an embedding, as a model holds it.
+
+use crate::{
+    Error, LowRank, Packed, Result, Rotation, Sparse,
+    ops::{Gather, MatMul, Rotate, SparseMatMul, TransposedMatMul},
+};
+use candle_core::{Result as CandleResult, Tensor};
+use std::{cell::RefCell, sync::Arc};
+
+/// A matrix `[rows, cols]` = `[out_features, in_features]`:
+///
+/// ```text
+/// y = (packed + left^T right + sparse) rotate(x)
+/// ```
+///
+/// The corrections live in the rotated frame, like the packed matrix. Cheap to clone: the bytes are shared.
+#[derive(Debug, Clone)]
+pub struct Weight {
+    packed: Packed,
+    rotation: Option<Arc<Rotation>>,
+    low_rank: Option<LowRank>,
+    sparse: Option<Arc<Sparse>>,
+}
+
+impl From<Packed> for Weight {
+    fn from(packed: Packed) -> Self {
+        Self { packed, rotation: None, low_rank: None, sparse: None }
+    }
+}
+
+impl Weight {
+    /// The weight with its input rotated.
+    ///
+    /// # Errors
+    /// [`Error::CorrectionShape`] when the rotation is for another size.
+    pub fn with_rotation(mut self, rotation: Arc<Rotation>) -> Result<Self> {
+        self.check("the rotation", [self.rows(), rotation.cols()])?;
+        self.rotation = Some(rotation);
+        Ok(self)
+    }
+
+    /// The weight with a low-rank correction.
+    ///
+    /// # Errors
+    /// [`Error::CorrectionShape`] when it is for another shape.
+    pub fn with_low_rank(mut self, low_rank: LowRank) -> Result<Self> {
+        self.check("the low-rank correction", [low_rank.left().cols(), low_rank.right().cols()])?;
+        self.low_rank = Some(low_rank);
+        Ok(self)
+    }
+
+    /// The weight with a sparse correction.
+    ///
+    /// # Errors
+    /// [`Error::CorrectionShape`] when it is for another shape.
+    pub fn with_sparse(mut self, sparse: Sparse) -> Result<Self> {
+        self.check("the sparse correction", [sparse.rows(), sparse.cols()])?;
+        self.sparse = Some(Arc::new(sparse));
+        Ok(self)
+    }
+
+    fn check(&self, what: &'static str, found: [usize; 2]) -> Result<()> {
+        let expected = [self.rows(), self.cols()];
+        if found == expected { Ok(()) } else { Err(Error::CorrectionShape { what, found, expected }) }
+    }
+
+    /// Output features.
+    pub fn rows(&self) -> usize {
+        self.packed.rows()
+    }
+
+    /// Input features.
+    pub fn cols(&self) -> usize {
+        self.packed.cols()
+    }
+
+    /// The packed matrix, without the corrections.
+    pub fn packed(&self) -> &Packed {
+        &self.packed
+    }
+
+    /// The rotation of the input, if any.
+    pub fn rotation(&self) -> Option<&Arc<Rotation>> {
+        self.rotation.as_ref()
+    }
+
+    /// The low-rank correction, if any.
+    pub fn low_rank(&self) -> Option<&LowRank> {
+        self.low_rank.as_ref()
+    }
+
+    /// The sparse correction, if any.
+    pub fn sparse(&self) -> Option<&Sparse> {
+        self.sparse.as_deref()
+    }
+
+    /// Stored bytes: packed matrix and corrections.
+    pub fn bytes(&self) -> usize {
+        let low_rank = self.low_rank.as_ref().map_or(0, |l| l.left().bytes() + l.right().bytes());
+        self.packed.bytes() + low_rank + self.sparse.as_ref().map_or(0, |s| s.bytes())
+    }
+
+    /// `y [batch, rows] = x [batch, cols] W^T`, both f32.
+    ///
+    /// Each output is summed in one order, whatever the batch: decoding a token at a time and prefilling
+    /// a batch give the same bits.
+    ///
+    /// # Errors
+    /// When the input is not a contiguous f32 tensor `[batch, cols]` or its device has no such op.
+    pub fn forward(&self, input: &Input) -> CandleResult<Tensor> {
+        let x = input.rotated(self.rotation.as_ref())?;
+        let mut y = x.apply_op1_no_bwd(&MatMul(self.packed.clone()))?;
+        if let Some(low_rank) = &self.low_rank {
+            let z = x.apply_op1_no_bwd(&MatMul(low_rank.right().clone()))?;
+            y = (y + z.apply_op1_no_bwd(&TransposedMatMul(low_rank.left().clone()))?)?;
+        }
+        if let Some(sparse) = &self.sparse {
+            y = (y + x.apply_op1_no_bwd(&SparseMatMul(sparse.clone()))?)?;
+        }
+        Ok(y)
+    }
+
+    /// Rows of the matrix in the unrotated frame, `[n, cols]` f32 for `ids [n]` u32: an embedding look-up.
+    ///
+    /// # Errors
+    /// When an id is not below [`Weight::rows`], or the ids are not a contiguous u32 tensor `[n]`.
+    pub fn gather(&self, ids: &Tensor) -> CandleResult<Tensor> {
+        ids.apply_op1_no_bwd(&Gather(self.clone()))
+    }
+
+    /// One row in the unrotated frame, into `out` of [`Weight::cols`] values.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        self.rotated_row(row, out);
+        if let Some(rotation) = &self.rotation {
+            rotation.invert(out);
+        }
+    }
+
+    /// One row as it multiplies the rotated input: packed plus corrections.
+    pub fn rotated_row(&self, row: usize, out: &mut [f32]) {
+        self.packed.decode_row(row, out);
+        if let Some(low_rank) = &self.low_rank {
+            let mut right = vec![0.0; self.cols()];
+            for r in 0..low_rank.rank() {
+                let left = low_rank.left().weight(r, row);
+                low_rank.right().decode_row(r, &mut right);
+                out.iter_mut().zip(&right).for_each(|(o, v)| *o += left * v);
+            }
+        }
+        for (col, value) in self.sparse.iter().flat_map(|s| s.row(row)) {
+            out[col] += value;
+        }
+    }
+}
+
+/// The input of one or more linears, `[batch, cols]` f32, rotated at most once for all that share a rotation.
+#[derive(Debug)]
+pub struct Input {
+    plain: Tensor,
+    rotated: RefCell<Option<(Arc<Rotation>, Tensor)>>,
+}
+
+impl Input {
+    /// An input that no linear has rotated yet.
+    pub fn new(plain: Tensor) -> Self {
+        Self { plain, rotated: RefCell::new(None) }
+    }
+
+    fn rotated(&self, rotation: Option<&Arc<Rotation>>) -> CandleResult<Tensor> {
+        let Some(rotation) = rotation else {
+            return self.plain.contiguous();
+        };
+        if let Some((held, x)) = &*self.rotated.borrow()
+            && (Arc::ptr_eq(held, rotation) || held == rotation)
+        {
+            return Ok(x.clone());
+        }
+        let x = self.plain.contiguous()?.apply_op1_no_bwd(&Rotate(rotation.clone()))?;
+        *self.rotated.borrow_mut() = Some((rotation.clone(), x.clone()));
+        Ok(x)
+    }
+}

@@ -1,0 +1,135 @@
+//! One memory-mapped safetensors file.
+
+use super::{FORMAT, MANIFEST_KEY, Manifest};
+use crate::{Error, Result};
+use bytes::Bytes;
+use memmap2::Mmap;
+use safetensors::{Dtype, SafeTensors, tensor::Metadata};
+use std::{
+    collections::HashMap,
+    fs::File,
+    ops::Range,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// A mapped file whose header has been checked: every tensor lies inside the file, without holes.
+#[derive(Debug)]
+pub struct Shard {
+    path: PathBuf,
+    map: Arc<Mmap>,
+    bytes: Bytes,
+    /// Where the tensors' bytes begin.
+    data: usize,
+    metadata: Metadata,
+}
+
+/// A tensor in a shard.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+    /// Bytes of the file.
+    pub range: Range<usize>,
+}
+
+/// The mapping as the owner of shared bytes.
+struct Owner(Arc<Mmap>);
+
+impl AsRef<[u8]> for Owner {
+    fn as_ref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl Shard {
+    /// Maps a file and checks its header.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Safetensors`].
+    pub fn open(path: &Path) -> Result<Self> {
+        let io = |source| Error::Io { path: path.into(), source };
+        let file = File::open(path).map_err(io)?;
+        if !file.metadata().map_err(io)?.is_file() {
+            return Err(io(std::io::Error::other("not a regular file")));
+        }
+        // SAFETY: the mapping is read-only and private. As with every memory-mapped weights file, another
+        // process that truncates it while it is in use ends this one; weights files are not edited in place.
+        let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
+        let (header, metadata) = SafeTensors::read_metadata(&map)
+            .map_err(|source| Error::Safetensors { path: path.into(), source })?;
+        let bytes = Bytes::from_owner(Owner(map.clone()));
+        Ok(Self { path: path.into(), data: size_of::<u64>() + header, map, bytes, metadata })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of the whole file.
+    pub fn file_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The tensors of the file.
+    pub fn entries(&self) -> Result<HashMap<String, Entry>> {
+        let entry = |info: &safetensors::tensor::TensorInfo| {
+            let (start, end) = info.data_offsets;
+            Entry { dtype: info.dtype, shape: info.shape.clone(), range: self.data + start..self.data + end }
+        };
+        Ok(self.metadata.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect())
+    }
+
+    /// The squish manifest, if the file has one.
+    ///
+    /// # Errors
+    /// [`Error::Config`] when it cannot be parsed, [`Error::Format`] for an unknown version.
+    pub fn manifest(&self) -> Result<Option<Manifest>> {
+        let Some(text) = self.metadata.metadata().as_ref().and_then(|m| m.get(MANIFEST_KEY)) else {
+            return Ok(None);
+        };
+        let refuse = |e: serde_json::Error| Error::Config {
+            path: self.path.clone(),
+            reason: format!("the `{MANIFEST_KEY}` metadata is malformed: {e}"),
+        };
+        // The version decides how the rest reads, so it is looked at first.
+        #[derive(serde::Deserialize)]
+        struct Version {
+            format: u32,
+        }
+        let Version { format } = serde_json::from_str(text).map_err(refuse)?;
+        if format != FORMAT {
+            return Err(Error::Format { path: self.path.clone(), found: format, supported: FORMAT });
+        }
+        serde_json::from_str(text).map(Some).map_err(refuse)
+    }
+
+    /// A tensor's bytes, shared with the mapping.
+    pub fn bytes(&self, entry: &Entry) -> Bytes {
+        self.bytes.slice(entry.range.clone())
+    }
+
+    /// Tells the system that a tensor's pages are not needed for now, so that a tool which reads a large
+    /// file once does not keep it in memory. Its bytes stay readable.
+    pub fn release(&self, entry: &Entry) {
+        #[cfg(unix)]
+        {
+            /// A multiple of the page size of every system this runs on.
+            const PAGE: usize = 1 << 16;
+            let start = entry.range.start.next_multiple_of(PAGE);
+            let end = entry.range.end / PAGE * PAGE;
+            if start < end {
+                // SAFETY: the mapping is a read-only view of a file, so dropped pages are read back from it
+                // with the same contents. Failing is harmless: the advice is not taken.
+                let _ = unsafe {
+                    self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, end - start)
+                };
+            }
+        }
+        #[cfg(not(unix))]
+        let _ = (entry, &self.map);
+    }
+}

@@ -1,0 +1,172 @@
+//! Tensors of a checkpoint by name, under a prefix.
+
+use super::{Checkpoint, PackedRecord, Shard, TensorRecord};
+use crate::{Error, Result};
+use bytes::Bytes;
+use candle_core::{DType, Device, Tensor};
+use safetensors::Dtype;
+use squish_kernels::{
+    LowRank, Packed, Sparse, Weight,
+    scheme::{self, PartType, Scheme},
+};
+
+/// The tensors of a checkpoint whose names begin with a prefix. Cheap to make; [`Tensors::pp`] descends.
+#[derive(Debug, Clone)]
+pub struct Tensors<'a> {
+    checkpoint: &'a Checkpoint,
+    prefix: String,
+}
+
+impl<'a> Tensors<'a> {
+    pub(super) fn new(checkpoint: &'a Checkpoint, prefix: &str) -> Self {
+        Self { checkpoint, prefix: prefix.into() }
+    }
+
+    /// The tensors below `prefix.name`.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        Self { checkpoint: self.checkpoint, prefix: self.full(&name.to_string()) }
+    }
+
+    /// Whether the tensor `prefix.name` is stored, packed or not.
+    pub fn contains(&self, name: &str) -> bool {
+        self.checkpoint.contains(&self.full(name))
+    }
+
+    fn full(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.into() } else { format!("{}.{name}", self.prefix) }
+    }
+
+    /// A small tensor such as a norm or a bias, read into an f32 [`Tensor`] on the device.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape, or is not bf16, f16 or f32.
+    pub fn dense(&self, name: &str, shape: &[usize], device: &Device) -> Result<Tensor> {
+        let name = self.full(name);
+        let (shard, entry) = self.checkpoint.entry(&name)?;
+        check_shape(shard, &name, &entry.shape, shape)?;
+        let dtype = match float_scheme(shard, &name, entry.dtype)?.name() {
+            "bf16" => DType::BF16,
+            "f16" => DType::F16,
+            _ => DType::F32,
+        };
+        let tensor = Tensor::from_raw_buffer(&shard.bytes(entry), dtype, shape, device)?;
+        Ok(tensor.to_dtype(DType::F32)?)
+    }
+
+    /// A matrix `[rows, cols]`, packed in any scheme or unquantised, over the mapped bytes.
+    ///
+    /// # Errors
+    /// When it is missing, has another shape, or its stored parts are not what its record says.
+    pub fn weight(&self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
+        let name = self.full(name);
+        match self.checkpoint.manifest().and_then(|m| m.tensors.get(&name)) {
+            Some(record) => self.packed_weight(&name, record, rows, cols),
+            None => {
+                let (shard, entry) = self.checkpoint.entry(&name)?;
+                check_shape(shard, &name, &entry.shape, &[rows, cols])?;
+                let scheme = float_scheme(shard, &name, entry.dtype)?;
+                let packed =
+                    Packed::new(scheme, rows, cols, scheme.default_group(), vec![shard.bytes(entry)]);
+                Ok(packed.map_err(|source| weight_error(shard, &name, source))?.into())
+            }
+        }
+    }
+
+    fn packed_weight(&self, name: &str, record: &TensorRecord, rows: usize, cols: usize) -> Result<Weight> {
+        // Errors name the file of the record's first part; before one is found, the first file.
+        let shard = &self.checkpoint.shards[0];
+        check_shape(shard, name, &record.shape, &[rows, cols])?;
+        let (packed, shard) = self.packed(name, name, &record.packed, rows, cols)?;
+        let error = |source| weight_error(shard, name, source);
+        let mut weight = Weight::from(packed);
+        if let Some(rotation) = record.rotation {
+            let rotation = self.checkpoint.rotation(cols, rotation).map_err(error)?;
+            weight = weight.with_rotation(rotation).map_err(error)?;
+        }
+        if let Some(low_rank) = &record.low_rank {
+            let (left, _) =
+                self.packed(name, &format!("{name}.left"), &low_rank.left, low_rank.rank, rows)?;
+            let (right, _) =
+                self.packed(name, &format!("{name}.right"), &low_rank.right, low_rank.rank, cols)?;
+            weight = LowRank::new(left, right).and_then(|l| weight.with_low_rank(l)).map_err(error)?;
+        }
+        if let Some(sparse) = record.sparse {
+            let part =
+                |suffix: &str, dtype, length| self.part(&format!("{name}.sparse.{suffix}"), dtype, &[length]);
+            let offsets = part("offsets", Dtype::U32, rows + 1)?;
+            let columns = part("columns", Dtype::U16, sparse.entries)?;
+            let values = part("values", Dtype::F16, sparse.entries)?;
+            let sparse = Sparse::new(rows, cols, offsets, columns, values);
+            weight = sparse.and_then(|s| weight.with_sparse(s)).map_err(error)?;
+        }
+        Ok(weight)
+    }
+
+    /// The packed matrix whose parts are stored under `stem`, and the shard of its first part.
+    fn packed(
+        &self,
+        name: &str,
+        stem: &str,
+        record: &PackedRecord,
+        rows: usize,
+        cols: usize,
+    ) -> Result<(Packed, &'a Shard)> {
+        let error = |source| weight_error(&self.checkpoint.shards[0], name, source);
+        let layout = record.parts(rows, cols).map_err(error)?;
+        let stored = |suffix: &str| if suffix.is_empty() { stem.into() } else { format!("{stem}.{suffix}") };
+        let (shard, _) = self.checkpoint.entry(&stored(layout[0].suffix))?;
+        let parts = layout
+            .iter()
+            .map(|part| self.part(&stored(part.suffix), stored_type(part.dtype), &part.shape))
+            .collect::<Result<_>>()?;
+        let packed = Packed::new(record.scheme().map_err(error)?, rows, cols, record.group, parts);
+        Ok((packed.map_err(error)?, shard))
+    }
+
+    /// The bytes of one stored part, of exactly this type and shape.
+    fn part(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<Bytes> {
+        let (shard, entry) = self.checkpoint.entry(name)?;
+        check_shape(shard, name, &entry.shape, shape)?;
+        if entry.dtype != dtype {
+            return Err(type_error(shard, name, entry.dtype, "the type that docs/format.md gives this part"));
+        }
+        Ok(shard.bytes(entry))
+    }
+}
+
+/// The safetensors type of a part's elements.
+fn stored_type(part: PartType) -> Dtype {
+    match part {
+        PartType::U8 => Dtype::U8,
+        PartType::I8 => Dtype::I8,
+        PartType::F16 => Dtype::F16,
+        PartType::BF16 => Dtype::BF16,
+        PartType::F32 => Dtype::F32,
+    }
+}
+
+/// The scheme of an unquantised tensor.
+fn float_scheme(shard: &Shard, name: &str, dtype: Dtype) -> Result<&'static dyn Scheme> {
+    match dtype {
+        Dtype::BF16 => Ok(&scheme::BF16),
+        Dtype::F16 => Ok(&scheme::F16),
+        Dtype::F32 => Ok(&scheme::F32),
+        other => Err(type_error(shard, name, other, "BF16, F16 or F32")),
+    }
+}
+
+fn check_shape(shard: &Shard, name: &str, found: &[usize], expected: &[usize]) -> Result<()> {
+    if found == expected {
+        return Ok(());
+    }
+    let (found, expected) = (found.to_vec(), expected.to_vec());
+    Err(Error::Shape { path: shard.path().into(), name: name.into(), found, expected })
+}
+
+fn type_error(shard: &Shard, name: &str, found: Dtype, expected: &'static str) -> Error {
+    Error::ElementType { path: shard.path().into(), name: name.into(), found: format!("{found:?}"), expected }
+}
+
+fn weight_error(shard: &Shard, name: &str, source: squish_kernels::Error) -> Error {
+    Error::Weight { path: shard.path().into(), name: name.into(), source }
+}

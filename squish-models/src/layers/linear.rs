@@ -1,0 +1,69 @@
+//! Linear layers and embeddings over packed weights.
+
+use crate::{Result, checkpoint::Tensors};
+use candle_core::{Device, Tensor};
+use squish_kernels::{Input, Weight};
+
+/// `y = x W^T + b`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Weight,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// `weight [out_features, in_features]` and, if asked for, `bias [out_features]`, below `tensors`.
+    ///
+    /// # Errors
+    /// When a tensor is missing or not what is expected.
+    pub fn load(
+        tensors: &Tensors,
+        out_features: usize,
+        in_features: usize,
+        bias: bool,
+        device: &Device,
+    ) -> Result<Self> {
+        let weight = tensors.weight("weight", out_features, in_features)?;
+        let bias = bias.then(|| tensors.dense("bias", &[out_features], device)).transpose()?;
+        Ok(Self { weight, bias })
+    }
+
+    /// `x [positions, in_features] -> [positions, out_features]`. Linears of one [`Input`] share its rotation.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn forward(&self, x: &Input) -> candle_core::Result<Tensor> {
+        let y = self.weight.forward(x)?;
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
+        }
+    }
+}
+
+/// The token embedding, and the output head where the two are tied.
+#[derive(Debug, Clone)]
+pub struct Embedding(Weight);
+
+impl Embedding {
+    /// `weight [vocab_size, hidden_size]` below `tensors`.
+    ///
+    /// # Errors
+    /// When the tensor is missing or not what is expected.
+    pub fn load(tensors: &Tensors, vocab_size: usize, hidden_size: usize) -> Result<Self> {
+        Ok(Self(tensors.weight("weight", vocab_size, hidden_size)?))
+    }
+
+    /// `ids [positions] -> [positions, hidden_size]`.
+    ///
+    /// # Errors
+    /// When an id is not in the vocabulary.
+    pub fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
+        self.0.gather(ids)
+    }
+
+    /// The same matrix as an output head.
+    pub fn as_head(&self) -> Linear {
+        Linear { weight: self.0.clone(), bias: None }
+    }
+}

@@ -1,0 +1,15 @@
+//! The parts that architectures are made of.
+//!
+//! Activations are f32 tensors `[positions, features]` of one sequence.
+
+mod attention;
+mod linear;
+mod mlp;
+mod norm;
+mod rotary;
+
+pub use attention::{Attention, AttentionShape, causal_mask};
+pub use linear::{Embedding, Linear};
+pub use mlp::GatedMlp;
+pub use norm::RmsNorm;
+pub use rotary::{Rotary, RotaryTable};

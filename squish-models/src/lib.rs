@@ -1,0 +1,35 @@
+//! Language models that run from squished or original Hugging Face checkpoints.
+//!
+//! | module | what lives there |
+//! | --- | --- |
+//! | [`checkpoint`] | a checkpoint directory: shards, memory mapping, the squish manifest, tensors by name |
+//! | [`config`] | what is read from `config.json` |
+//! | [`layers`] | linear, embedding, RMS norm, rotary embedding, grouped-query attention, gated MLP |
+//! | [`kv_cache`] | keys and values of the positions a session has seen |
+//! | [`qwen2`] | one file per architecture |
+//! | [`model`] | [`Model`] and [`Session`], the list of architectures |
+//!
+//! To add an architecture: write its file, list it in [`model::ARCHITECTURES`].
+//!
+//! ```no_run
+//! use squish_models::{Device, Model};
+//!
+//! let model = Model::from_dir("assets/squish-tiny-sqint2", &Device::Cpu)?;
+//! let mut session = model.session();
+//! let logits = session.feed(&[1, 42, 7])?; // [vocabulary], of the token after the last
+//! # Ok::<(), squish_models::Error>(())
+//! ```
+
+pub mod checkpoint;
+pub mod config;
+mod error;
+pub mod kv_cache;
+pub mod layers;
+pub mod model;
+pub mod qwen2;
+
+pub use candle_core::{Device, Tensor};
+pub use checkpoint::Checkpoint;
+pub use config::ModelConfig;
+pub use error::{Error, Result};
+pub use model::{Model, Session};

@@ -1,0 +1,165 @@
+//! Models and sessions.
+
+use crate::{Checkpoint, Error, ModelConfig, Result, config, kv_cache::KvCache, qwen2};
+use candle_core::{Device, Tensor};
+use std::{path::Path, sync::Arc};
+
+/// A causal language model: immutable weights, used through a cache that the caller owns.
+pub trait CausalLm: Send + Sync + std::fmt::Debug {
+    /// Its sizes.
+    fn config(&self) -> &ModelConfig;
+
+    /// The normalised output of the last block, `[n, hidden_size]` f32, for `n` tokens at the positions after
+    /// those in the cache, which then holds them too.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    fn hidden(&self, ids: &[u32], cache: &mut KvCache) -> candle_core::Result<Tensor>;
+
+    /// `hidden [n, hidden_size]` to logits `[n, vocab_size]` f32.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    fn head(&self, hidden: Tensor) -> candle_core::Result<Tensor>;
+}
+
+/// Loads a checkpoint of one architecture.
+pub type Loader = fn(&Checkpoint, &Device) -> Result<Box<dyn CausalLm>>;
+
+/// The architectures of this build, by the name that `config.json` gives them.
+pub const ARCHITECTURES: &[(&str, Loader)] = &[("Qwen2ForCausalLM", qwen2::load)];
+
+/// Tokens that one forward pass of a long prompt takes: bounds the memory of its attention scores.
+pub const PREFILL_CHUNK: usize = 512;
+
+/// A loaded model. Cloning shares the weights; any number of sessions, in any threads, run on them.
+#[derive(Debug, Clone)]
+pub struct Model(Arc<dyn CausalLm>);
+
+impl Model {
+    /// Loads a checkpoint directory, squished or original, of any supported architecture.
+    ///
+    /// # Errors
+    /// See [`Error`]; every variant names the file.
+    pub fn from_dir(dir: impl AsRef<Path>, device: &Device) -> Result<Self> {
+        Self::from_checkpoint(&Checkpoint::open(dir)?, device)
+    }
+
+    /// Loads an open checkpoint. The weights stay mapped after the checkpoint is dropped.
+    ///
+    /// # Errors
+    /// As [`Model::from_dir`].
+    pub fn from_checkpoint(checkpoint: &Checkpoint, device: &Device) -> Result<Self> {
+        let found = config::architecture(checkpoint)?;
+        let Some((_, load)) = ARCHITECTURES.iter().find(|(name, _)| *name == found) else {
+            let supported = ARCHITECTURES.iter().map(|(name, _)| *name).collect::<Vec<_>>().join(", ");
+            return Err(Error::Architecture {
+                path: checkpoint.config_path(),
+                found: found.into(),
+                supported,
+            });
+        };
+        Ok(Self(load(checkpoint, device)?.into()))
+    }
+
+    /// The model's sizes.
+    pub fn config(&self) -> &ModelConfig {
+        self.0.config()
+    }
+
+    /// A new session with an empty cache.
+    pub fn session(&self) -> Session {
+        Session { cache: KvCache::new(self.config().num_hidden_layers), model: self.clone() }
+    }
+}
+
+/// One sequence: a model and the cache of the positions it has seen.
+#[derive(Debug, Clone)]
+pub struct Session {
+    model: Model,
+    cache: KvCache,
+}
+
+impl Session {
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// Positions in the cache.
+    pub fn len(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Whether the cache is empty.
+    pub fn is_empty(&self) -> bool {
+        self.cache.is_empty()
+    }
+
+    /// Takes the next tokens, one or many, and returns the logits `[vocab_size]` f32 of the token after the last.
+    ///
+    /// # Errors
+    /// [`Error::NoTokens`], [`Error::ContextFull`], [`Error::Token`], or a failed tensor operation; the
+    /// cache then holds what it held before.
+    pub fn feed(&mut self, tokens: &[u32]) -> Result<Tensor> {
+        let mut last = None;
+        self.forward(tokens, |_, hidden| {
+            last = Some(hidden.narrow(0, hidden.dim(0)? - 1, 1)?);
+            Ok(())
+        })?;
+        let last = last.ok_or(Error::NoTokens)?;
+        Ok(self.model.0.head(last)?.squeeze(0)?)
+    }
+
+    /// Takes the next tokens and hands the logits of all of them to `visit`, a chunk at a time:
+    /// `visit(index of the chunk's first token, logits [chunk, vocab_size])`.
+    ///
+    /// # Errors
+    /// As [`Session::feed`], and whatever `visit` returns.
+    pub fn feed_all(
+        &mut self,
+        tokens: &[u32],
+        mut visit: impl FnMut(usize, Tensor) -> candle_core::Result<()>,
+    ) -> Result<()> {
+        let model = self.model.clone();
+        self.forward(tokens, |start, hidden| visit(start, model.0.head(hidden)?))
+    }
+
+    /// Runs the blocks over the tokens, chunk by chunk. On an error the cache is as it was.
+    fn forward(
+        &mut self,
+        tokens: &[u32],
+        mut visit: impl FnMut(usize, Tensor) -> candle_core::Result<()>,
+    ) -> Result<()> {
+        let config = self.model.config();
+        let (before, vocab_size) = (self.len(), config.vocab_size);
+        let (needed, limit) = (before + tokens.len(), config.context_length);
+        if tokens.is_empty() {
+            return Err(Error::NoTokens);
+        }
+        if needed > limit {
+            return Err(Error::ContextFull { needed, limit });
+        }
+        if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(Error::Token { id, vocab_size });
+        }
+        for (i, chunk) in tokens.chunks(PREFILL_CHUNK).enumerate() {
+            let hidden = self.model.0.hidden(chunk, &mut self.cache);
+            if let Err(error) = hidden.and_then(|hidden| visit(i * PREFILL_CHUNK, hidden)) {
+                self.truncate(before);
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Forgets the positions from `len` on.
+    pub fn truncate(&mut self, len: usize) {
+        self.cache.truncate(len);
+    }
+
+    /// Forgets everything.
+    pub fn reset(&mut self) {
+        self.cache.reset();
+    }
+}
