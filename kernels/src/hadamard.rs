@@ -56,7 +56,7 @@ mod tests {
     fn reference(run: &[f32]) -> Vec<f64> {
         let norm = (run.len() as f64).sqrt();
         let sign = |i: usize, j: usize| {
-            if (i & j).count_ones() % 2 == 0 { 1.0 } else { -1.0 }
+            if (i & j).count_ones().is_multiple_of(2) { 1.0 } else { -1.0 }
         };
         (0..run.len())
             .map(|i| run.iter().enumerate().map(|(j, &v)| sign(i, j) * f64::from(v)).sum::<f64>() / norm)

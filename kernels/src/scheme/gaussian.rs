@@ -26,11 +26,11 @@ const LEVELS_3: [i8; 8] = [-127, -79, -45, -14, 14, 45, 79, 127];
 const LEVELS_4: [i8; 16] = [-127, -96, -75, -58, -44, -31, -18, -6, 6, 18, 31, 44, 58, 75, 96, 127];
 
 /// Two bits: 9.5 dB on a Gaussian with a searched scale, 2.25 bits in groups of 64.
-pub static NF2: Gaussian<Unit2> = Gaussian::new("nf2", 64, &LEVELS_2);
+pub static NF2: Gaussian<Unit2> = Gaussian::new("nf2", 64, &LEVELS_2, 1.5104);
 /// Three bits: 14.9 dB on a Gaussian with a searched scale, 3.25 bits in groups of 64.
-pub static INT3: Gaussian<Unit3> = Gaussian::new("int3", 64, &LEVELS_3);
+pub static INT3: Gaussian<Unit3> = Gaussian::new("int3", 64, &LEVELS_3, 2.1520);
 /// Four bits for a rotated matrix: 20.4 dB on a Gaussian with a searched scale, 4.125 bits in groups of 128.
-pub static INT4R: Gaussian<Unit4> = Gaussian::new("int4r", 128, &LEVELS_4);
+pub static INT4R: Gaussian<Unit4> = Gaussian::new("int4r", 128, &LEVELS_4, 2.7326);
 
 /// A scalar code with Gaussian levels and one f16 scale a group.
 #[derive(Debug)]
@@ -38,18 +38,25 @@ pub struct Gaussian<U> {
     name: &'static str,
     group: usize,
     levels: &'static [i8],
+    /// The outermost level for a unit Gaussian.
+    widest: f32,
     unit: PhantomData<U>,
 }
 
 impl<U: CodeUnit> Gaussian<U> {
-    const fn new(name: &'static str, group: usize, levels: &'static [i8]) -> Self {
+    const fn new(name: &'static str, group: usize, levels: &'static [i8], widest: f32) -> Self {
         assert!(levels.len() == 1 << U::BITS);
-        Self { name, group, levels, unit: PhantomData }
+        Self { name, group, levels, widest, unit: PhantomData }
     }
 
     /// The levels in ascending order, in units of the scale.
     pub fn levels(&self) -> Vec<f32> {
         self.levels.iter().map(|&level| f32::from(level) / LEVEL_UNIT).collect()
+    }
+
+    /// The scale that fits a Gaussian of standard deviation 1.
+    pub fn gaussian_scale(&self) -> f32 {
+        self.widest / (f32::from(self.levels[self.levels.len() - 1]) / LEVEL_UNIT)
     }
 
     /// Packs the codes of a row, a multiple of 64, into `out` of `cols * bits / 8` bytes.

@@ -17,10 +17,10 @@ mod units;
 use crate::{Error, Packed, Result};
 use std::ops::Range;
 
-pub use float::{BF16, F16, F32};
+pub use float::{BF16, Element, F16, F32, Float};
 pub use gaussian::{Gaussian, INT3, INT4R, NF2};
-pub use int4::INT4;
-pub use int8::INT8;
+pub use int4::{INT4, Int4};
+pub use int8::{INT8, Int8};
 pub use units::{CodeUnit, UNIT, Unit2, Unit3, Unit4};
 
 /// Rows of a panel: the most rows that are decoded together.

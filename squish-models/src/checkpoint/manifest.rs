@@ -1,7 +1,11 @@
 //! What a squished weights file says of itself, as JSON in its metadata.
 
+use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
-use squish_kernels::{Packed, Result, Rotation, scheme, scheme::Part};
+use squish_kernels::{
+    Packed, Result, Rotation, scheme,
+    scheme::{Part, PartType, Scheme},
+};
 use std::collections::BTreeMap;
 
 /// Key of the safetensors metadata that holds the [`Manifest`].
@@ -67,7 +71,7 @@ pub struct RotationRecord {
 }
 
 /// A low-rank correction `left^T right`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct LowRankRecord {
     /// Number of rank-one terms.
     pub rank: usize,
@@ -75,18 +79,89 @@ pub struct LowRankRecord {
     pub left: PackedRecord,
     /// The factor `[rank, in_features]`.
     pub right: PackedRecord,
+    /// What it added to the signal-to-noise ratio, in decibels.
+    #[serde(default)]
+    pub gain_db: f64,
 }
 
 /// A sparse correction.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct SparseRecord {
     /// Number of stored entries.
     pub entries: usize,
+    /// What it added to the signal-to-noise ratio, in decibels.
+    #[serde(default)]
+    pub gain_db: f64,
+}
+
+/// One tensor that is really in the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredPart {
+    /// Its name: the original tensor's, with suffixes.
+    pub name: String,
+    /// Element type.
+    pub dtype: Dtype,
+    /// Dimensions.
+    pub shape: Vec<usize>,
+}
+
+impl TensorRecord {
+    /// Everything that is stored for the tensor `name`.
+    ///
+    /// # Errors
+    /// When a scheme is unknown or does not fit the shape.
+    pub fn stored(&self, name: &str) -> Result<Vec<StoredPart>> {
+        let [rows, cols] = self.shape;
+        let mut stored = self.packed.stored(name, rows, cols)?;
+        if let Some(low_rank) = &self.low_rank {
+            stored.extend(low_rank.left.stored(&format!("{name}.left"), low_rank.rank, rows)?);
+            stored.extend(low_rank.right.stored(&format!("{name}.right"), low_rank.rank, cols)?);
+        }
+        if let Some(sparse) = self.sparse {
+            stored.extend(sparse.stored(name, rows));
+        }
+        Ok(stored)
+    }
+}
+
+impl SparseRecord {
+    /// Row offsets, columns and values of the sparse correction of the tensor `name` with this many rows.
+    pub fn stored(&self, name: &str, rows: usize) -> [StoredPart; 3] {
+        let part = |suffix, dtype, length| StoredPart {
+            name: format!("{name}.sparse.{suffix}"),
+            dtype,
+            shape: vec![length],
+        };
+        [
+            part("offsets", Dtype::U32, rows.saturating_add(1)),
+            part("columns", Dtype::U16, self.entries),
+            part("values", Dtype::F16, self.entries),
+        ]
+    }
 }
 
 impl PackedRecord {
+    /// The parts of the packed matrix `stem`, in the scheme's order.
+    ///
+    /// # Errors
+    /// As [`PackedRecord::parts`].
+    pub fn stored(&self, stem: &str, rows: usize, cols: usize) -> Result<Vec<StoredPart>> {
+        let stored = |part: Part| StoredPart {
+            name: if part.suffix.is_empty() { stem.into() } else { format!("{stem}.{}", part.suffix) },
+            dtype: match part.dtype {
+                PartType::U8 => Dtype::U8,
+                PartType::I8 => Dtype::I8,
+                PartType::F16 => Dtype::F16,
+                PartType::BF16 => Dtype::BF16,
+                PartType::F32 => Dtype::F32,
+            },
+            shape: part.shape.to_vec(),
+        };
+        Ok(self.parts(rows, cols)?.into_iter().map(stored).collect())
+    }
+
     /// The record of a scheme of this build.
-    pub fn new(scheme: &dyn scheme::Scheme, group: usize) -> Self {
+    pub fn new(scheme: &dyn Scheme, group: usize) -> Self {
         Self { scheme: scheme.name().into(), version: scheme.version(), group }
     }
 
@@ -94,7 +169,7 @@ impl PackedRecord {
     ///
     /// # Errors
     /// [`squish_kernels::Error::UnknownScheme`] or [`squish_kernels::Error::UnsupportedVersion`].
-    pub fn scheme(&self) -> Result<&'static dyn scheme::Scheme> {
+    pub fn scheme(&self) -> Result<&'static dyn Scheme> {
         let scheme = scheme::by_name(&self.scheme)?;
         if scheme.version() == self.version {
             Ok(scheme)

@@ -9,7 +9,7 @@ mod tensors;
 
 pub use manifest::{
     FORMAT, LowRankRecord, MANIFEST_KEY, Manifest, PackedRecord, QUANT_METHOD, RotationRecord, SparseRecord,
-    TensorRecord,
+    StoredPart, TensorRecord,
 };
 pub use shard::{Entry, Shard};
 pub use tensors::Tensors;

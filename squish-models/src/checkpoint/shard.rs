@@ -112,15 +112,15 @@ impl Shard {
         self.bytes.slice(entry.range.clone())
     }
 
-    /// Tells the system that a tensor's pages are not needed for now, so that a tool which reads a large
-    /// file once does not keep it in memory. Its bytes stay readable.
-    pub fn release(&self, entry: &Entry) {
+    /// Tells the system that the pages of these bytes are not needed for now, so that a tool which reads a
+    /// large file once does not keep it in memory. The bytes stay readable.
+    pub fn release(&self, range: Range<usize>) {
         #[cfg(unix)]
         {
             /// A multiple of the page size of every system this runs on.
             const PAGE: usize = 1 << 16;
-            let start = entry.range.start.next_multiple_of(PAGE);
-            let end = entry.range.end / PAGE * PAGE;
+            let start = range.start / PAGE * PAGE;
+            let end = range.end.min(self.bytes.len()) / PAGE * PAGE;
             if start < end {
                 // SAFETY: the mapping is a read-only view of a file, so dropped pages are read back from it
                 // with the same contents. Failing is harmless: the advice is not taken.
@@ -130,6 +130,6 @@ impl Shard {
             }
         }
         #[cfg(not(unix))]
-        let _ = (entry, &self.map);
+        let _ = (range, &self.map);
     }
 }

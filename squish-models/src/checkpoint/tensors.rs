@@ -1,13 +1,13 @@
 //! Tensors of a checkpoint by name, under a prefix.
 
-use super::{Checkpoint, PackedRecord, Shard, TensorRecord};
+use super::{Checkpoint, PackedRecord, Shard, StoredPart, TensorRecord};
 use crate::{Error, Result};
 use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
 use squish_kernels::{
     LowRank, Packed, Sparse, Weight,
-    scheme::{self, PartType, Scheme},
+    scheme::{self, Scheme},
 };
 
 /// The tensors of a checkpoint whose names begin with a prefix. Cheap to make; [`Tensors::pp`] descends.
@@ -91,12 +91,8 @@ impl<'a> Tensors<'a> {
             weight = LowRank::new(left, right).and_then(|l| weight.with_low_rank(l)).map_err(error)?;
         }
         if let Some(sparse) = record.sparse {
-            let part =
-                |suffix: &str, dtype, length| self.part(&format!("{name}.sparse.{suffix}"), dtype, &[length]);
-            let offsets = part("offsets", Dtype::U32, rows + 1)?;
-            let columns = part("columns", Dtype::U16, sparse.entries)?;
-            let values = part("values", Dtype::F16, sparse.entries)?;
-            let sparse = Sparse::new(rows, cols, offsets, columns, values);
+            let [offsets, columns, values] = sparse.stored(name, rows).map(|part| self.part(&part));
+            let sparse = Sparse::new(rows, cols, offsets?, columns?, values?);
             weight = sparse.and_then(|s| weight.with_sparse(s)).map_err(error)?;
         }
         Ok(weight)
@@ -112,36 +108,26 @@ impl<'a> Tensors<'a> {
         cols: usize,
     ) -> Result<(Packed, &'a Shard)> {
         let error = |source| weight_error(&self.checkpoint.shards[0], name, source);
-        let layout = record.parts(rows, cols).map_err(error)?;
-        let stored = |suffix: &str| if suffix.is_empty() { stem.into() } else { format!("{stem}.{suffix}") };
-        let (shard, _) = self.checkpoint.entry(&stored(layout[0].suffix))?;
-        let parts = layout
-            .iter()
-            .map(|part| self.part(&stored(part.suffix), stored_type(part.dtype), &part.shape))
-            .collect::<Result<_>>()?;
+        let stored = record.stored(stem, rows, cols).map_err(error)?;
+        let (shard, _) = self.checkpoint.entry(&stored[0].name)?;
+        let parts = stored.iter().map(|part| self.part(part)).collect::<Result<_>>()?;
         let packed = Packed::new(record.scheme().map_err(error)?, rows, cols, record.group, parts);
         Ok((packed.map_err(error)?, shard))
     }
 
-    /// The bytes of one stored part, of exactly this type and shape.
-    fn part(&self, name: &str, dtype: Dtype, shape: &[usize]) -> Result<Bytes> {
-        let (shard, entry) = self.checkpoint.entry(name)?;
-        check_shape(shard, name, &entry.shape, shape)?;
-        if entry.dtype != dtype {
-            return Err(type_error(shard, name, entry.dtype, "the type that docs/format.md gives this part"));
+    /// The bytes of one stored part, of exactly its type and shape.
+    fn part(&self, part: &StoredPart) -> Result<Bytes> {
+        let (shard, entry) = self.checkpoint.entry(&part.name)?;
+        check_shape(shard, &part.name, &entry.shape, &part.shape)?;
+        if entry.dtype != part.dtype {
+            return Err(type_error(
+                shard,
+                &part.name,
+                entry.dtype,
+                "the type that docs/format.md gives this part",
+            ));
         }
         Ok(shard.bytes(entry))
-    }
-}
-
-/// The safetensors type of a part's elements.
-fn stored_type(part: PartType) -> Dtype {
-    match part {
-        PartType::U8 => Dtype::U8,
-        PartType::I8 => Dtype::I8,
-        PartType::F16 => Dtype::F16,
-        PartType::BF16 => Dtype::BF16,
-        PartType::F32 => Dtype::F32,
     }
 }
 

@@ -1,0 +1,179 @@
+//! A loaded checkpoint, ready for text.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use candle_core::Device;
+use squish_models::Model;
+
+use crate::{
+    ChatRequest, ChatTemplate, Completion, GenerationConfig, GenerationOptions, Result, Session, TextStream,
+    Tokenizer,
+};
+
+/// A model with its tokenizer, chat template and options: text in, text out.
+///
+/// Cloning shares the weights. It can be used from any number of threads at once; every call runs
+/// in a cache of its own. For conversations of several turns, [`session`](Self::session) keeps one.
+#[derive(Debug, Clone)]
+pub struct Pipeline {
+    checkpoint: Arc<Checkpoint>,
+    options: GenerationOptions,
+}
+
+#[derive(Debug)]
+struct Checkpoint {
+    model: Model,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    eos_token_ids: Vec<u32>,
+}
+
+impl Pipeline {
+    /// Loads the checkpoint directory `dir`, squished or original, on the CPU.
+    ///
+    /// # Errors
+    /// An [`Error`](crate::Error) names the file and what was expected of it.
+    pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::builder().build(dir)
+    }
+
+    /// Sets device and options before loading.
+    pub fn builder() -> PipelineBuilder {
+        PipelineBuilder { device: Device::Cpu, options: None }
+    }
+
+    /// The options in use: those of the checkpoint's `generation_config.json` unless replaced.
+    pub fn options(&self) -> &GenerationOptions {
+        &self.options
+    }
+
+    /// This pipeline with other options. Costs nothing: the weights are shared.
+    ///
+    /// ```no_run
+    /// # use squish_engine::{GenerationOptions, Message, Pipeline};
+    /// # let pipeline = Pipeline::from_dir("model")?;
+    /// let cooler = pipeline.with_options(pipeline.options().clone().temperature(0.2));
+    /// let answer = cooler.chat(&[Message::user("Hello!")])?;
+    /// # Ok::<(), squish_engine::Error>(())
+    /// ```
+    pub fn with_options(&self, options: GenerationOptions) -> Self {
+        Pipeline { checkpoint: self.checkpoint.clone(), options }
+    }
+
+    /// A session with an empty cache.
+    pub fn session(&self) -> Session {
+        Session::new(self.clone())
+    }
+
+    /// Answers a conversation.
+    ///
+    /// # Errors
+    /// [`EmptyPrompt`](crate::Error::EmptyPrompt) without messages, [`NoChatTemplate`], [`Template`],
+    /// [`PromptTooLong`] and [`Option`] before anything is computed; [`Logits`] and [`Model`] while
+    /// it is.
+    ///
+    /// [`NoChatTemplate`]: crate::Error::NoChatTemplate
+    /// [`Template`]: crate::Error::Template
+    /// [`PromptTooLong`]: crate::Error::PromptTooLong
+    /// [`Option`]: crate::Error::Option
+    /// [`Logits`]: crate::Error::Logits
+    /// [`Model`]: crate::Error::Model
+    pub fn chat<'a>(&self, request: impl Into<ChatRequest<'a>>) -> Result<Completion> {
+        self.chat_stream(request)?.into_completion()
+    }
+
+    /// Answers a conversation piece by piece. The prompt is checked here, and computed with the
+    /// first piece.
+    ///
+    /// # Errors
+    /// As [`chat`](Self::chat); what is found only while computing comes as an item of the stream.
+    pub fn chat_stream<'a>(&self, request: impl Into<ChatRequest<'a>>) -> Result<TextStream<'static>> {
+        let mut session = self.session();
+        let generation = session.begin_chat(&request.into())?;
+        Ok(TextStream::owning(session, generation))
+    }
+
+    /// Continues plain text, without the chat template.
+    ///
+    /// # Errors
+    /// As [`chat`](Self::chat); [`EmptyPrompt`](crate::Error::EmptyPrompt) without tokens.
+    pub fn complete(&self, prompt: &str) -> Result<Completion> {
+        self.complete_stream(prompt)?.into_completion()
+    }
+
+    /// Continues plain text piece by piece.
+    ///
+    /// # Errors
+    /// As [`chat_stream`](Self::chat_stream).
+    pub fn complete_stream(&self, prompt: &str) -> Result<TextStream<'static>> {
+        let mut session = self.session();
+        let generation = session.begin_complete(prompt)?;
+        Ok(TextStream::owning(session, generation))
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Model {
+        &self.checkpoint.model
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &Tokenizer {
+        &self.checkpoint.tokenizer
+    }
+
+    /// The chat template, if the checkpoint has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.checkpoint.template.as_ref()
+    }
+
+    /// Tokens that end an answer.
+    pub fn eos_token_ids(&self) -> &[u32] {
+        &self.checkpoint.eos_token_ids
+    }
+}
+
+/// Loads a [`Pipeline`] with settings of your own.
+#[derive(Debug, Clone)]
+#[must_use = "a builder loads nothing before build"]
+pub struct PipelineBuilder {
+    device: Device,
+    options: Option<GenerationOptions>,
+}
+
+impl PipelineBuilder {
+    /// Where to compute; the CPU unless set.
+    pub fn device(mut self, device: Device) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// Options in place of the checkpoint's own.
+    pub fn options(mut self, options: GenerationOptions) -> Self {
+        self.options = Some(options);
+        self
+    }
+
+    /// Loads the checkpoint directory `dir`. Weights are mapped, not copied.
+    ///
+    /// # Errors
+    /// As [`Pipeline::from_dir`], and [`Option`](crate::Error::Option) for options out of range.
+    pub fn build(self, dir: impl AsRef<Path>) -> Result<Pipeline> {
+        let dir = dir.as_ref();
+        if let Some(options) = &self.options {
+            options.validate()?;
+        }
+        let generation = GenerationConfig::from_dir(dir)?;
+        let tokenizer = Tokenizer::from_dir(dir)?;
+        let template = ChatTemplate::from_dir(dir)?;
+        let mut eos_token_ids = generation.eos_token_ids;
+        if eos_token_ids.is_empty() {
+            eos_token_ids.extend(tokenizer.eos_token_id());
+        }
+        let model = Model::from_dir(dir, &self.device)?;
+        Ok(Pipeline {
+            checkpoint: Arc::new(Checkpoint { model, tokenizer, template, eos_token_ids }),
+            options: self.options.unwrap_or(generation.options),
+        })
+    }
+}

@@ -1,0 +1,155 @@
+//! A conversation whose past the model need not read again.
+
+use std::time::Instant;
+
+use candle_core::Tensor;
+
+use crate::generation::Generation;
+use crate::{ChatRequest, Completion, Error, GenerationOptions, Pipeline, Result, TextStream};
+
+/// A pipeline with a key-value cache of its own, for conversations of several turns.
+///
+/// Every call gives the *whole* conversation; the session finds how much of it the cache already
+/// holds and feeds the model only the rest. So messages may be edited or dropped at will, and the
+/// answer is the one that a new session would give.
+///
+/// ```no_run
+/// # use squish_engine::{Message, Pipeline};
+/// let mut session = Pipeline::from_dir("assets/squish-tiny-sqint2")?.session();
+/// let mut messages = vec![Message::user("Name a river.")];
+/// let answer = session.chat(&messages)?;
+/// messages.push(Message::assistant(answer.text));
+/// messages.push(Message::user("Where does it rise?"));
+/// println!("{}", session.chat(&messages)?.text);
+/// # Ok::<(), squish_engine::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Session {
+    pipeline: Pipeline,
+    cache: squish_models::Session,
+    /// The tokens at the positions of the cache.
+    tokens: Vec<u32>,
+}
+
+impl Session {
+    pub(crate) fn new(pipeline: Pipeline) -> Self {
+        Session { cache: pipeline.model().session(), pipeline, tokens: Vec::new() }
+    }
+
+    /// The pipeline this session belongs to.
+    pub fn pipeline(&self) -> &Pipeline {
+        &self.pipeline
+    }
+
+    /// Options of the answers to come, unless a request has its own.
+    pub fn set_options(&mut self, options: GenerationOptions) {
+        self.pipeline = self.pipeline.with_options(options);
+    }
+
+    /// Tokens in the cache.
+    pub fn cached_tokens(&self) -> usize {
+        self.tokens.len()
+    }
+
+    /// Empties the cache.
+    pub fn reset(&mut self) {
+        self.cache.reset();
+        self.tokens.clear();
+    }
+
+    /// Answers a conversation.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::chat`].
+    pub fn chat<'a>(&mut self, request: impl Into<ChatRequest<'a>>) -> Result<Completion> {
+        self.chat_stream(request)?.into_completion()
+    }
+
+    /// Answers a conversation piece by piece.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::chat_stream`].
+    pub fn chat_stream<'a>(&mut self, request: impl Into<ChatRequest<'a>>) -> Result<TextStream<'_>> {
+        let generation = self.begin_chat(&request.into())?;
+        Ok(TextStream::borrowing(self, generation))
+    }
+
+    /// Continues plain text.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::complete`].
+    pub fn complete(&mut self, prompt: &str) -> Result<Completion> {
+        self.complete_stream(prompt)?.into_completion()
+    }
+
+    /// Continues plain text piece by piece.
+    ///
+    /// # Errors
+    /// Those of [`Pipeline::complete_stream`].
+    pub fn complete_stream(&mut self, prompt: &str) -> Result<TextStream<'_>> {
+        let generation = self.begin_complete(prompt)?;
+        Ok(TextStream::borrowing(self, generation))
+    }
+
+    pub(crate) fn begin_chat(&mut self, request: &ChatRequest<'_>) -> Result<Generation> {
+        let start = Instant::now();
+        if request.messages.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        let template = self.pipeline.chat_template().ok_or(Error::NoChatTemplate)?;
+        let prompt = self.pipeline.tokenizer().encode(&template.render(request)?)?;
+        let options = request.options.as_ref().unwrap_or(self.pipeline.options()).clone();
+        self.begin(&prompt, &options, start)
+    }
+
+    pub(crate) fn begin_complete(&mut self, text: &str) -> Result<Generation> {
+        let start = Instant::now();
+        let prompt = self.pipeline.tokenizer().encode_plain(text)?;
+        let options = self.pipeline.options().clone();
+        self.begin(&prompt, &options, start)
+    }
+
+    fn begin(&mut self, prompt: &[u32], options: &GenerationOptions, start: Instant) -> Result<Generation> {
+        options.validate()?;
+        let config = self.pipeline.model().config();
+        let (vocab_size, context_length) = (config.vocab_size, config.context_length);
+        // The logits come from the last token, so at least that one is fed.
+        let last = prompt.len().checked_sub(1).ok_or(Error::EmptyPrompt)?;
+        if let Some(&token) = prompt.iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(Error::Vocabulary { token, vocab_size });
+        }
+        if prompt.len() >= context_length {
+            return Err(Error::PromptTooLong { prompt_tokens: prompt.len(), context_length });
+        }
+        let cached = self.keep_common_prefix(&prompt[..last]);
+        let room = context_length - prompt.len();
+        Generation::new(self, prompt, cached, room, options, start)
+    }
+
+    /// Cuts the cache back to what it has in common with `prompt` and returns its length.
+    fn keep_common_prefix(&mut self, prompt: &[u32]) -> usize {
+        let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+        self.cache.truncate(common);
+        // A cache that could not go back to this very position is of no use.
+        if self.cache.len() != common {
+            self.reset();
+            return 0;
+        }
+        self.tokens.truncate(common);
+        common
+    }
+
+    /// Appends tokens to the cache and returns the logits after them.
+    pub(crate) fn feed(&mut self, tokens: &[u32]) -> Result<Tensor> {
+        match self.cache.feed(tokens) {
+            Ok(logits) => {
+                self.tokens.extend_from_slice(tokens);
+                Ok(logits)
+            }
+            Err(error) => {
+                self.reset();
+                Err(error.into())
+            }
+        }
+    }
+}

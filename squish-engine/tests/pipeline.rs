@@ -1,0 +1,309 @@
+//! The pipeline on real checkpoints: the bundled model, and the original it was made from where
+//! `../shared` is there.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+use squish_engine::{
+    ChatRequest, Error, FinishReason, GenerationOptions, Message, Pipeline, PipelineBuilder, Session,
+};
+
+const BUNDLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/squish-tiny-sqint2");
+const ORIGINAL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/testbed/qwen2.5-tiny");
+
+fn checkpoints() -> Vec<PathBuf> {
+    let (present, absent): (Vec<_>, Vec<_>) =
+        [BUNDLED, ORIGINAL].map(PathBuf::from).into_iter().partition(|dir| dir.join("config.json").is_file());
+    for dir in absent {
+        eprintln!("skipped: needs {}", dir.display());
+    }
+    present
+}
+
+/// Every checkpoint there is, loaded once, with greedy options.
+fn pipelines() -> &'static [Pipeline] {
+    static PIPELINES: OnceLock<Vec<Pipeline>> = OnceLock::new();
+    PIPELINES.get_or_init(|| {
+        let options = GenerationOptions::greedy().max_tokens(24);
+        let build = |dir| Pipeline::builder().options(options.clone()).build(dir).unwrap();
+        checkpoints().iter().map(build).collect()
+    })
+}
+
+/// A copy of a checkpoint with one of its JSON files changed.
+fn changed(file: &str, change: impl Fn(&mut Value)) -> Option<tempfile::TempDir> {
+    let source = checkpoints().into_iter().next()?;
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(source).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            let text = std::fs::read(&path).unwrap();
+            std::fs::write(copy.path().join(path.file_name().unwrap()), text).unwrap();
+        }
+    }
+    let path = copy.path().join(file);
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut json);
+    std::fs::write(path, json.to_string()).unwrap();
+    Some(copy)
+}
+
+fn question() -> [Message; 2] {
+    [Message::system("You are a helpful assistant."), Message::user("Why is the sky blue?")]
+}
+
+#[test]
+fn is_shared_between_threads() {
+    fn shared<T: Clone + Send + Sync>() {}
+    fn sent<T: Send>() {}
+    shared::<Pipeline>();
+    sent::<Session>();
+    sent::<PipelineBuilder>();
+}
+
+#[test]
+fn greedy_answers_repeat() {
+    for pipeline in pipelines() {
+        let first = pipeline.chat(&question()).unwrap();
+        let second = pipeline.chat(&question()).unwrap();
+        assert_eq!(first.text, second.text);
+        assert!(!first.text.trim().is_empty());
+        assert!(!first.text.contains("<|"), "a special token came out: {:?}", first.text);
+        assert!(first.stats.prompt_tokens > 10 && first.stats.cached_tokens == 0);
+        assert!(first.stats.generated_tokens > 0 && first.stats.tokens_per_second() > 0.0);
+    }
+}
+
+#[test]
+fn a_seed_fixes_the_answer() {
+    for pipeline in pipelines() {
+        let draw = |seed: Option<u64>| {
+            let options = GenerationOptions::default().top_k(50).max_tokens(24).seed(seed);
+            pipeline.with_options(options).complete("The history of").unwrap()
+        };
+        let (one, other) = (draw(Some(1)), draw(Some(2)));
+        assert_eq!(one.text, draw(Some(1)).text);
+        assert_ne!(one.text, other.text);
+        let chosen = draw(None);
+        assert_eq!(chosen.text, draw(Some(chosen.stats.seed)).text, "the seed reported repeats it");
+    }
+}
+
+#[test]
+fn the_stream_is_the_answer_in_pieces() {
+    for pipeline in pipelines() {
+        for (temperature, prompt) in [(0.0, "The sea"), (1.8, "日本語 – naïve 🙂👩‍👩‍👧 ﷽ ")]
+        {
+            let options = pipeline.options().clone().temperature(temperature).seed(3);
+            let pipeline = pipeline.with_options(options);
+            let whole = pipeline.complete(prompt).unwrap();
+            let mut stream = pipeline.complete_stream(prompt).unwrap();
+            let pieces: Vec<String> = stream.by_ref().map(Result::unwrap).collect();
+            assert_eq!(pieces.concat(), whole.text);
+            assert!(pieces.len() > 1 && pieces.iter().all(|piece| !piece.is_empty()));
+            assert_eq!(stream.stats().generated_tokens, whole.stats.generated_tokens);
+            assert_eq!(stream.stats().finish_reason, whole.stats.finish_reason);
+            assert!(stream.next().is_none());
+        }
+    }
+}
+
+#[test]
+fn a_stop_string_ends_the_answer_before_it() {
+    for pipeline in pipelines() {
+        let whole = pipeline.complete("The sea is").unwrap().text;
+        // From the middle of the text, across words and so across tokens.
+        let from = whole.char_indices().nth(whole.chars().count() / 2).unwrap().0;
+        let stop: String = whole[from..].chars().take(12).collect();
+        let options = pipeline.options().clone().stop(["never to be seen", &stop]);
+        let cut = pipeline.with_options(options).complete("The sea is").unwrap();
+        assert_eq!(cut.text, whole[..whole.find(&stop).unwrap()]);
+        assert_eq!(cut.stats.finish_reason, Some(FinishReason::StopString));
+    }
+}
+
+#[test]
+fn max_tokens_is_kept() {
+    for pipeline in pipelines() {
+        for n in [1, 2, 7] {
+            let options = pipeline.options().clone().max_tokens(n);
+            let answer = pipeline.with_options(options).complete("The sea is").unwrap();
+            assert_eq!(answer.stats.generated_tokens, n);
+            assert_eq!(answer.stats.finish_reason, Some(FinishReason::Length));
+        }
+    }
+}
+
+#[test]
+fn the_end_token_ends_the_answer() {
+    let Some(whole) = pipelines().first().map(|p| p.complete("The sea is").unwrap().text) else { return };
+    // Declare a token from the middle of the text to be the end.
+    let tokens = pipelines()[0].tokenizer().encode(&whole).unwrap();
+    let end = tokens[tokens.len() / 2];
+    let before = tokens.iter().position(|&token| token == end).unwrap();
+    let Some(dir) = changed("generation_config.json", |config| config["eos_token_id"] = json!([end])) else {
+        return;
+    };
+    let pipeline = Pipeline::builder().options(pipelines()[0].options().clone()).build(&dir).unwrap();
+    let answer = pipeline.complete("The sea is").unwrap();
+    assert_eq!(answer.text, pipeline.tokenizer().decode(&tokens[..before]).unwrap());
+    assert_eq!(answer.stats.generated_tokens, before);
+    assert_eq!(answer.stats.finish_reason, Some(FinishReason::Stop));
+}
+
+#[test]
+fn cancelled_before_the_prompt_is_read() {
+    for pipeline in pipelines() {
+        let mut stream = pipeline.complete_stream(&"word ".repeat(3000)).unwrap();
+        stream.cancel_token().cancel();
+        assert!(stream.next().is_none());
+        let stats = stream.stats();
+        assert_eq!(stats.finish_reason, Some(FinishReason::Cancelled));
+        assert_eq!((stats.generated_tokens, stats.time_to_first_token), (0, None));
+    }
+}
+
+#[test]
+fn cancelled_from_another_thread() {
+    for pipeline in pipelines() {
+        let options = GenerationOptions::default().seed(5);
+        let mut session = pipeline.with_options(options).session();
+        let mut stream = session.complete_stream("The sea").unwrap();
+        let token = stream.cancel_token();
+        let first = stream.next().unwrap().unwrap();
+        std::thread::spawn(move || token.cancel()).join().unwrap();
+        let rest: Vec<String> = stream.by_ref().map(Result::unwrap).collect();
+        assert!(!first.is_empty() && rest.len() <= 1, "only what was held back may follow: {rest:?}");
+        assert_eq!(stream.stats().finish_reason, Some(FinishReason::Cancelled));
+        drop(stream);
+        // The session goes on as if nothing had happened.
+        session.set_options(pipeline.options().clone());
+        assert_eq!(
+            session.complete("The sea is").unwrap().text,
+            pipeline.complete("The sea is").unwrap().text
+        );
+    }
+}
+
+#[test]
+fn sessions_in_threads_do_not_meet() {
+    for pipeline in pipelines() {
+        let prompts = ["The sea", "In 1905,", "Once upon a time", "A recipe for"];
+        let alone = prompts.map(|prompt| pipeline.complete(prompt).unwrap().text);
+        let together = std::thread::scope(|scope| {
+            prompts
+                .map(|p| scope.spawn(move || pipeline.session().complete(p).unwrap().text))
+                .map(|t| t.join())
+        });
+        assert_eq!(together.map(Result::unwrap), alone);
+    }
+}
+
+#[test]
+fn a_session_answers_like_a_new_one_and_reads_less() {
+    for pipeline in pipelines() {
+        let mut session = pipeline.session();
+        let mut messages = question().to_vec();
+        for next in ["And at sunset?", "Tell me about the sea.", "Thank you 🙂"] {
+            let answer = session.chat(&messages).unwrap();
+            let fresh = pipeline.chat(&messages).unwrap();
+            assert_eq!(answer.text, fresh.text);
+            assert_eq!(answer.stats.prompt_tokens, fresh.stats.prompt_tokens);
+            if messages.len() > 2 {
+                let unread = answer.stats.prompt_tokens - answer.stats.cached_tokens;
+                assert!(unread < 40, "{unread} tokens were read again");
+            }
+            messages.push(Message::assistant(answer.text));
+            messages.push(Message::user(next));
+        }
+        // An edited past, and the same question twice.
+        messages.truncate(2);
+        messages[1] = Message::user("Why is grass green?");
+        let edited = session.chat(&messages).unwrap();
+        assert_eq!(edited.text, pipeline.chat(&messages).unwrap().text);
+        assert!(edited.stats.cached_tokens > 0);
+        let again = session.chat(&messages).unwrap();
+        assert_eq!(again.text, edited.text);
+        assert_eq!(again.stats.cached_tokens, again.stats.prompt_tokens - 1);
+        session.reset();
+        assert_eq!(session.cached_tokens(), 0);
+        assert_eq!(session.chat(&messages).unwrap().stats.cached_tokens, 0);
+    }
+}
+
+#[test]
+fn a_request_brings_its_own_options() {
+    for pipeline in pipelines() {
+        let messages = question();
+        let request = ChatRequest::new(&messages).options(GenerationOptions::greedy().max_tokens(3));
+        assert_eq!(pipeline.chat(request).unwrap().stats.generated_tokens, 3);
+        let bad = ChatRequest::new(&messages).options(GenerationOptions::default().top_p(2.0));
+        assert!(matches!(pipeline.chat(bad), Err(Error::Option { field: "top_p", .. })));
+    }
+}
+
+#[test]
+fn nothing_to_answer_is_an_error() {
+    for pipeline in pipelines() {
+        assert!(matches!(pipeline.complete(""), Err(Error::EmptyPrompt)));
+        assert!(matches!(pipeline.chat(&[]), Err(Error::EmptyPrompt)));
+    }
+}
+
+#[test]
+fn the_context_has_an_end() {
+    let Some(dir) = changed("config.json", |config| config["max_position_embeddings"] = json!(24)) else {
+        return;
+    };
+    let pipeline = Pipeline::builder().options(GenerationOptions::greedy()).build(&dir).unwrap();
+    let answer = pipeline.complete("Once upon a time there was").unwrap();
+    assert_eq!(answer.stats.prompt_tokens + answer.stats.generated_tokens, 24);
+    assert_eq!(answer.stats.finish_reason, Some(FinishReason::Length));
+    let long = pipeline.complete(&"word ".repeat(30)).unwrap_err();
+    assert!(matches!(long, Error::PromptTooLong { context_length: 24, .. }), "{long}");
+    let session = &mut pipeline.session();
+    for _ in 0..2 {
+        assert_eq!(session.complete("Once upon a time there was").unwrap().text, answer.text);
+    }
+}
+
+#[test]
+fn a_tokenizer_of_another_model_is_an_error() {
+    let add_token = |tokenizer: &mut Value| {
+        let far = json!({"id": 8192, "content": "<|far|>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true});
+        tokenizer["added_tokens"].as_array_mut().unwrap().push(far);
+    };
+    let Some(dir) = changed("tokenizer.json", add_token) else { return };
+    let pipeline = Pipeline::from_dir(&dir).unwrap();
+    let error = pipeline.complete("Hello <|far|>").unwrap_err();
+    assert!(matches!(error, Error::Vocabulary { token: 8192, vocab_size: 8192 }), "{error}");
+}
+
+#[test]
+fn without_a_template_there_is_no_chat() {
+    let remove = |config: &mut Value| {
+        config.as_object_mut().unwrap().remove("chat_template");
+    };
+    let Some(dir) = changed("tokenizer_config.json", remove) else { return };
+    let pipeline = Pipeline::from_dir(&dir).unwrap();
+    assert!(matches!(pipeline.chat(&question()), Err(Error::NoChatTemplate)));
+    assert!(!pipeline.complete("The").unwrap().text.is_empty());
+}
+
+#[test]
+fn a_directory_without_a_checkpoint_is_named() {
+    let error = Pipeline::from_dir(Path::new("/nowhere/at all")).unwrap_err();
+    assert!(error.to_string().contains("/nowhere/at all"), "{error}");
+}
+
+#[test]
+fn the_checkpoint_says_how_it_is_sampled() {
+    for dir in checkpoints() {
+        let pipeline = Pipeline::from_dir(dir).unwrap();
+        let options = pipeline.options();
+        assert_eq!((options.temperature, options.top_k, options.top_p), (0.7, Some(20), 0.8));
+        assert_eq!(pipeline.eos_token_ids(), [2, 0]);
+    }
+}

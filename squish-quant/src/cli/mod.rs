@@ -1,0 +1,181 @@
+//! The command line: one line on standard error and a non-zero exit code for whatever goes wrong.
+
+mod progress;
+mod report;
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser, Subcommand};
+use progress::Bar;
+use squish_quant::{Options, Recipe, compress, inspect, perplexity, perplexity::Windows};
+use std::{
+    io::Write,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+/// Compresses Hugging Face checkpoints to 2, 3 or 4 bits a weight, and measures what came of it.
+#[derive(Debug, Parser)]
+#[command(name = "squish-quant", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Compress(Compress),
+    Inspect(Inspect),
+    Perplexity(Perplexity),
+    Recipes(Recipes),
+}
+
+/// Compress a checkpoint directory.
+///
+/// With --json, prints what `inspect --json` prints of the output, and: notes (what a person should know of single
+/// tensors), seconds (wall-clock time), peak_memory_bytes (largest resident set; null where the
+/// system does not say).
+#[derive(Debug, Args)]
+struct Compress {
+    /// A directory with config.json and safetensors weights in bf16, f16 or f32.
+    source: PathBuf,
+    /// The directory to write; it must be absent or empty.
+    #[arg(long)]
+    out: PathBuf,
+    /// A built-in recipe (see `recipes`) or a TOML file.
+    #[arg(long, default_value = "sqint2")]
+    recipe: String,
+    /// Seed of the rotations' signs; absent, the recipe's.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Rank of a low-rank correction for every matrix at 2 bits; absent, the recipe's.
+    #[arg(long)]
+    rank: Option<usize>,
+    /// Fraction of the weights in a sparse correction for every matrix at 2 bits; absent, the recipe's.
+    #[arg(long)]
+    sparse: Option<f64>,
+    /// Split weights files above this many bytes.
+    #[arg(long, default_value_t = 5_000_000_000)]
+    max_shard_bytes: usize,
+    /// Print one JSON object on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Print tensors, schemes, shapes, true bits and signal-to-noise ratios of a checkpoint.
+///
+/// With --json: architecture, recipe and tool (squished checkpoints only), parameters (weights of the model), file_bytes
+/// (all weights files), bits_per_parameter (8 file_bytes / parameters), tensors: each name, scheme, shape, bytes
+/// (all that is stored for it), bits_per_weight, and where they apply group, rotation (block, seed), low_rank (rank,
+/// left, right, gain_db), sparse (entries, gain_db), snr_db (against the original weights, when packed).
+#[derive(Debug, Args)]
+struct Inspect {
+    /// A checkpoint directory, squished or original.
+    dir: PathBuf,
+    /// Print one JSON object on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Measure nats per token on a text.
+///
+/// With --json: nll (mean negative log-likelihood of a predicted token, in nats), perplexity (exp of it), tokens (predicted
+/// tokens: all but the first of each window), windows (used), window (tokens of one), seconds (of the forward passes).
+#[derive(Debug, Args)]
+struct Perplexity {
+    /// A checkpoint directory, squished or original.
+    dir: PathBuf,
+    /// A UTF-8 text file.
+    #[arg(long)]
+    text: PathBuf,
+    /// Tokens of a window; each window is a context of its own.
+    #[arg(long, default_value_t = 1024)]
+    window: usize,
+    /// Number of windows, from the beginning of the text; absent, all of it.
+    #[arg(long)]
+    windows: Option<usize>,
+    /// Print one JSON object on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// List the built-in recipes, or print one to start your own from.
+#[derive(Debug, Args)]
+struct Recipes {
+    /// The recipe to print.
+    name: Option<String>,
+}
+
+pub fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        // A reader that has seen enough (`| head`) is no failure.
+        Err(e)
+            if e.downcast_ref::<std::io::Error>()
+                .is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe) =>
+        {
+            ExitCode::SUCCESS
+        }
+        Err(e) => {
+            // Every error names its cause in its own message.
+            eprintln!("error: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
+        Command::Compress(args) => args.run(),
+        Command::Inspect(args) => {
+            let inspection = inspect(&args.dir)?;
+            if args.json { print_json(&inspection) } else { print(&report::inspection(&inspection)) }
+        }
+        Command::Perplexity(args) => {
+            let bar = Bar::new(!args.json)?;
+            let windows = Windows { size: args.window, count: args.windows };
+            let measured = perplexity(&args.dir, &args.text, windows, &bar)?;
+            bar.clear();
+            if args.json { print_json(&measured) } else { print(&report::perplexity(&measured)) }
+        }
+        Command::Recipes(Recipes { name: None }) => print(&report::recipes()?),
+        Command::Recipes(Recipes { name: Some(name) }) => {
+            let text = Recipe::text(&name).with_context(|| format!("no built-in recipe `{name}`"))?;
+            print(text)
+        }
+    }
+}
+
+impl Compress {
+    fn run(self) -> Result<()> {
+        let mut recipe = Recipe::load(&self.recipe)?;
+        recipe.seed = self.seed.unwrap_or(recipe.seed);
+        if let Some(fraction) = self.sparse.filter(|f| !(0.0..0.5).contains(f)) {
+            anyhow::bail!("--sparse is {fraction}, expected at least 0 and below 0.5");
+        }
+        for rule in recipe.rules.iter_mut().filter(|rule| rule.scheme == "nf2") {
+            rule.rank = self.rank.unwrap_or(rule.rank);
+            rule.sparse = self.sparse.unwrap_or(rule.sparse);
+        }
+        let options = Options { max_shard_bytes: self.max_shard_bytes, ..Options::new(recipe) };
+        let bar = Bar::new(!self.json)?;
+        let report = compress(&self.source, &self.out, &options, &bar)?;
+        bar.clear();
+        if self.json {
+            let mut json = serde_json::to_value(&report)?;
+            json["peak_memory_bytes"] = serde_json::json!(progress::peak_memory());
+            print_json(&json)
+        } else {
+            print(&report::compression(&report, Path::new(&self.out)))
+        }
+    }
+}
+
+fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    Ok(out.flush()?)
+}
+
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
+}

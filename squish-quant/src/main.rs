@@ -1,0 +1,7 @@
+//! The `squish-quant` tool.
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::main()
+}

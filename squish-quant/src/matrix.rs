@@ -1,0 +1,258 @@
+//! One matrix, or some of its rows, through rotation, encoding and corrections.
+
+use crate::{
+    encode::{LARGEST, encoder},
+    low_rank,
+    sparse::{self, SparseParts},
+};
+use bytes::Bytes;
+use rayon::prelude::*;
+use squish_kernels::{
+    Error, LowRank, Packed, Result, Rotation, Sparse, Weight,
+    scheme::{self, Scheme},
+};
+use squish_models::checkpoint::{LowRankRecord, PackedRecord, RotationRecord, SparseRecord, TensorRecord};
+use std::sync::Arc;
+
+/// How a matrix `[rows, cols]` is to be stored.
+#[derive(Debug, Clone)]
+pub struct MatrixSpec {
+    /// Output features.
+    pub rows: usize,
+    /// Input features.
+    pub cols: usize,
+    /// The scheme.
+    pub scheme: &'static dyn Scheme,
+    /// Weights of one row that share a scale.
+    pub group: usize,
+    /// The rotation of the input, if any.
+    pub rotation: Option<Arc<Rotation>>,
+    /// Rank of the low-rank correction; 0 for none.
+    pub rank: usize,
+    /// Entries of the sparse correction; 0 for none.
+    pub entries: usize,
+    /// Seed of the low-rank factorisation.
+    pub seed: u64,
+}
+
+/// Bytes of each part of a packed matrix, in its scheme's order.
+pub type Parts = Vec<Vec<u8>>;
+
+/// Encoded rows: bytes of each part, and how well they fit.
+#[derive(Debug, Clone)]
+pub struct Rows {
+    /// The packed rows.
+    pub parts: Parts,
+    /// Energy of the weights.
+    pub signal: f64,
+    /// Energy of what the codes miss.
+    pub noise: f64,
+}
+
+/// What the corrections of a matrix are stored as.
+#[derive(Debug, Clone, Default)]
+pub struct Corrections {
+    /// Parts of the left and the right low-rank factor.
+    pub low_rank: Option<(Parts, Parts)>,
+    /// Parts of the sparse correction.
+    pub sparse: Option<SparseParts>,
+    /// Energy of what packed matrix and low-rank correction miss.
+    pub noise_after_low_rank: f64,
+    /// Energy of what all of them miss.
+    pub noise: f64,
+}
+
+/// A ratio of energies in decibels, rounded to hundredths.
+///
+/// Capped at 200 dB, more than f32 can express: an exact copy has no finite ratio.
+pub fn decibels(signal: f64, noise: f64) -> f64 {
+    let ratio = if signal > 0.0 { 10.0 * (signal / noise).log10() } else { 200.0 };
+    (ratio.clamp(-200.0, 200.0) * 100.0).round() / 100.0
+}
+
+/// A weight that cannot be encoded: its index, and whether it is finite.
+pub fn first_unfit(weights: &[f32]) -> Option<usize> {
+    // `!(a <= b)` also holds for NaN.
+    weights.par_iter().position_first(|v| v.abs() > LARGEST || !v.is_finite())
+}
+
+impl MatrixSpec {
+    /// A spec without rotation and corrections.
+    pub fn plain(scheme: &'static dyn Scheme, rows: usize, cols: usize, group: usize) -> Self {
+        Self { rows, cols, scheme, group, rotation: None, rank: 0, entries: 0, seed: 0 }
+    }
+
+    /// Whether the whole matrix must be seen at once.
+    pub fn has_corrections(&self) -> bool {
+        self.rank > 0 || self.entries > 0
+    }
+
+    /// The scheme and group of a low-rank factor with rows of `length`: 4 bits where the length allows it.
+    fn factor(length: usize) -> (&'static dyn Scheme, usize) {
+        match length {
+            _ if length.is_multiple_of(128) => (&scheme::INT4R, 128),
+            _ if length.is_multiple_of(64) => (&scheme::INT4R, 64),
+            _ => (&scheme::F16, 1),
+        }
+    }
+
+    /// The record of the matrix, without measured values.
+    pub fn record(&self) -> TensorRecord {
+        let factor = |length| {
+            let (scheme, group) = Self::factor(length);
+            PackedRecord::new(scheme, group)
+        };
+        let low_rank = LowRankRecord {
+            rank: self.rank,
+            left: factor(self.rows),
+            right: factor(self.cols),
+            gain_db: 0.0,
+        };
+        TensorRecord {
+            shape: [self.rows, self.cols],
+            packed: PackedRecord::new(self.scheme, self.group),
+            rotation: self.rotation.as_deref().map(RotationRecord::from),
+            low_rank: (self.rank > 0).then_some(low_rank),
+            sparse: (self.entries > 0).then_some(SparseRecord { entries: self.entries, gain_db: 0.0 }),
+            snr_db: None,
+        }
+    }
+
+    /// Rotates and encodes consecutive rows of the matrix. On return `rows` holds what the codes miss, in the
+    /// rotated frame.
+    ///
+    /// # Errors
+    /// When the scheme cannot store rows of this length.
+    pub fn encode_rows(&self, rows: &mut [f32]) -> Result<Rows> {
+        if let Some(rotation) = &self.rotation {
+            rows.par_chunks_mut(self.cols).for_each(|row| rotation.apply(row));
+        }
+        let count = rows.len() / self.cols;
+        let parts = pack(self.scheme, rows, count, self.cols, self.group)?;
+        let shared = parts.into_iter().map(Bytes::from).collect::<Vec<_>>();
+        let packed = Packed::new(self.scheme, count, self.cols, self.group, shared.clone())?;
+        // Energies are summed by row, then over rows in order: the same whatever the number of threads.
+        let energies: Vec<(f64, f64)> = rows
+            .par_chunks_mut(self.cols)
+            .enumerate()
+            .map(|(r, row)| {
+                let mut decoded = vec![0.0; self.cols];
+                packed.decode_row(r, &mut decoded);
+                let signal = energy(row);
+                row.iter_mut().zip(&decoded).for_each(|(v, d)| *v -= d);
+                (signal, energy(row))
+            })
+            .collect();
+        let (signal, noise) = energies.iter().fold((0.0, 0.0), |(s, n), e| (s + e.0, n + e.1));
+        drop(packed);
+        Ok(Rows { parts: shared.into_iter().map(Vec::from).collect(), signal, noise })
+    }
+
+    /// Encodes the corrections for the residual of the whole matrix, which on return holds what they leave.
+    ///
+    /// # Errors
+    /// When a factor cannot be stored.
+    pub fn encode_corrections(&self, residual: &mut [f32]) -> Result<Corrections> {
+        let mut corrections = Corrections::default();
+        if self.rank > 0 {
+            let (left, right) = low_rank::factor(residual, self.rows, self.cols, self.rank, self.seed);
+            let pack_factor = |values: &[f32], length: usize| -> Result<_> {
+                let (scheme, group) = Self::factor(length);
+                let parts = pack(scheme, values, self.rank, length, group)?;
+                let bytes = parts.iter().map(|p| Bytes::copy_from_slice(p)).collect();
+                Ok((parts, Packed::new(scheme, self.rank, length, group, bytes)?.dequant()))
+            };
+            let (left_parts, left) = pack_factor(&left, self.rows)?;
+            let (right_parts, right) = pack_factor(&right, self.cols)?;
+            residual.par_chunks_mut(self.cols).enumerate().for_each(|(r, row)| {
+                for i in 0..self.rank {
+                    let l = left[i * self.rows + r];
+                    row.iter_mut().zip(&right[i * self.cols..]).for_each(|(v, right)| *v -= l * right);
+                }
+            });
+            corrections.low_rank = Some((left_parts, right_parts));
+        }
+        corrections.noise_after_low_rank = energy(residual);
+        if self.entries > 0 {
+            corrections.sparse = Some(sparse::extract(residual, self.rows, self.cols, self.entries));
+        }
+        corrections.noise = energy(residual);
+        Ok(corrections)
+    }
+
+    /// Encodes a whole matrix in memory: the weight as it would be loaded, and its record with what was measured.
+    ///
+    /// # Errors
+    /// When the shape does not fit the scheme.
+    pub fn encode(&self, weights: &[f32]) -> Result<(Weight, TensorRecord)> {
+        let mut residual = weights.to_vec();
+        let rows = self.encode_rows(&mut residual)?;
+        let corrections = self.encode_corrections(&mut residual)?;
+        let record = self.measured(rows.signal, rows.noise, &corrections);
+        let own = |parts: Parts| parts.into_iter().map(Bytes::from).collect::<Vec<_>>();
+        let mut weight =
+            Weight::from(Packed::new(self.scheme, self.rows, self.cols, self.group, own(rows.parts))?);
+        if let Some(rotation) = &self.rotation {
+            weight = weight.with_rotation(rotation.clone())?;
+        }
+        if let Some((left, right)) = corrections.low_rank {
+            let factor = |parts, length| {
+                let (scheme, group) = Self::factor(length);
+                Packed::new(scheme, self.rank, length, group, own(parts))
+            };
+            weight =
+                weight.with_low_rank(LowRank::new(factor(left, self.rows)?, factor(right, self.cols)?)?)?;
+        }
+        if let Some(SparseParts { offsets, columns, values }) = corrections.sparse {
+            let sparse = Sparse::new(self.rows, self.cols, offsets.into(), columns.into(), values.into())?;
+            weight = weight.with_sparse(sparse)?;
+        }
+        Ok((weight, record))
+    }
+
+    /// The record with the measured ratios: of the whole, and what each correction added to it.
+    pub fn measured(&self, signal: f64, noise: f64, corrections: &Corrections) -> TensorRecord {
+        let mut record = self.record();
+        record.snr_db = Some(decibels(signal, noise));
+        if !self.has_corrections() {
+            return record;
+        }
+        if let Some(low_rank) = &mut record.low_rank {
+            low_rank.gain_db = decibels(noise, corrections.noise_after_low_rank);
+        }
+        if let Some(sparse) = &mut record.sparse {
+            sparse.gain_db = decibels(corrections.noise_after_low_rank, corrections.noise);
+        }
+        record.snr_db = Some(decibels(signal, corrections.noise));
+        record
+    }
+}
+
+fn energy(values: &[f32]) -> f64 {
+    values.iter().map(|&v| f64::from(v) * f64::from(v)).sum()
+}
+
+/// Encodes rows as they are into the bytes of each part.
+fn pack(
+    scheme: &'static dyn Scheme,
+    values: &[f32],
+    rows: usize,
+    cols: usize,
+    group: usize,
+) -> Result<Parts> {
+    let layout = Packed::layout(scheme, rows, cols, group)?;
+    let encoder = encoder(scheme).ok_or_else(|| Error::UnknownScheme(scheme.name().into()))?;
+    let mut parts: Parts = layout.iter().map(|part| vec![0; part.bytes()]).collect();
+    // The bytes of one row in every part, so that rows are encoded in parallel.
+    let mut by_row: Vec<Vec<&mut [u8]>> = (0..rows).map(|_| Vec::with_capacity(parts.len())).collect();
+    for (part, bytes) in layout.iter().zip(&mut parts) {
+        for (row, bytes) in by_row.iter_mut().zip(bytes.chunks_exact_mut(part.row_bytes())) {
+            row.push(bytes);
+        }
+    }
+    by_row
+        .par_iter_mut()
+        .zip(values.par_chunks(cols))
+        .for_each(|(parts, row)| encoder.encode_row(row, group, parts));
+    Ok(parts)
+}
