@@ -6,6 +6,7 @@
 use crate::{Error, Result};
 use bytes::Bytes;
 use half::f16;
+use rayon::prelude::*;
 
 /// A sparse matrix `[rows, cols]` with at most 65,536 columns.
 #[derive(Debug, Clone)]
@@ -79,11 +80,15 @@ impl Sparse {
 
     /// `y[b, r] += sum over the row's entries of value * x[b, column]`, for `x [batch, cols]`, `y [batch, rows]`.
     pub fn multiply_add(&self, x: &[f32], y: &mut [f32]) {
-        for (x, y) in x.chunks_exact(self.cols).zip(y.chunks_exact_mut(self.rows)) {
-            for (row, y) in y.iter_mut().enumerate() {
-                *y += self.row(row).map(|(col, value)| value * x[col]).sum::<f32>();
-            }
-        }
+        /// Rows of one piece of work: some ten thousand entries of a usual matrix.
+        const ROWS: usize = 256;
+        x.par_chunks_exact(self.cols).zip(y.par_chunks_exact_mut(self.rows)).for_each(|(x, y)| {
+            y.par_chunks_mut(ROWS).enumerate().for_each(|(i, y)| {
+                for (row, y) in (i * ROWS..).zip(y) {
+                    *y += self.row(row).map(|(col, value)| value * x[col]).sum::<f32>();
+                }
+            });
+        });
     }
 
     fn offset(&self, row: usize) -> usize {

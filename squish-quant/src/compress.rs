@@ -237,6 +237,19 @@ impl Source<'_> {
             Error::NotFinite { path, name, row, col, value }
         })
     }
+
+    /// The error for rows of which some scale was infinite: a rotation can gather a row of large weights into
+    /// one larger than [`LARGEST`]. It names the row's largest weight. `residual` is what the codes miss.
+    fn overflow(&self, residual: &[f32], row: usize, cols: usize) -> Result<Error> {
+        let row = row + residual.iter().position(|v| !v.is_finite()).unwrap_or(0) / cols;
+        let mut weights = vec![0.0; cols];
+        self.matrix()?.decode_row(row, &mut weights);
+        let col = (0..cols).max_by(|&a, &b| weights[a].abs().total_cmp(&weights[b].abs())).unwrap_or(0);
+        let (path, name, value) = (self.shard.path().into(), self.name.into(), weights[col]);
+        // What rows of any length stay representable with.
+        let limit = LARGEST / (cols as f32).sqrt();
+        Ok(Error::TooLarge { path, name, row, col, value, limit })
+    }
 }
 
 /// The tensors' way through, with progress.
@@ -294,6 +307,9 @@ impl Job<'_> {
         let mut corrections = Corrections::default();
         self.for_each_chunk(source, rows_at_once, |first, weights| {
             let rows = spec.encode_rows(weights).map_err(|e| source.error(e))?;
+            if !rows.noise.is_finite() {
+                return Err(source.overflow(weights, first, spec.cols)?);
+            }
             (signal, noise) = (signal + rows.signal, noise + rows.noise);
             let chunk_rows = weights.len() / spec.cols;
             for (part, bytes) in layout.iter().zip(&rows.parts) {

@@ -69,7 +69,7 @@ impl TensorInspection {
 /// Looks into a checkpoint directory, squished or original.
 ///
 /// # Errors
-/// When it cannot be read, or a record names parts that are not there.
+/// When it cannot be read, or a record names parts that are not there or of another type or shape.
 pub fn inspect(dir: &Path) -> Result<Inspection> {
     let checkpoint = Checkpoint::open(dir)?;
     let manifest = checkpoint.manifest();
@@ -79,7 +79,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
         let stored = record.stored(name).map_err(|source| Error::Matrix { name: name.clone(), source })?;
         let mut bytes = 0;
         for part in stored {
-            bytes += checkpoint.entry(&part.name)?.1.range.len();
+            bytes += checkpoint.part(&part)?.1.range.len();
             parts.insert(part.name);
         }
         tensors.push(TensorInspection {

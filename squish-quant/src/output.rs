@@ -37,6 +37,7 @@ impl OutputDir {
     /// # Errors
     /// [`Error::OutputNotEmpty`], [`Error::DiskFull`] or [`Error::Io`].
     pub fn create(destination: &Path, needed: u64) -> Result<Self> {
+        let destination = &rename_target(destination)?;
         match fs::read_dir(destination) {
             Ok(mut entries) => {
                 if entries.next().is_some() {
@@ -104,6 +105,18 @@ impl OutputDir {
         let _ = work.keep();
         Ok(())
     }
+}
+
+/// The path that a directory can be renamed to: with a name at its end, and no link to a directory.
+fn rename_target(destination: &Path) -> Result<PathBuf> {
+    // `.`, `..` and `/` cannot be replaced. Found out only at the end, that would cost all the work.
+    if destination.file_name().is_none() {
+        let source = std::io::Error::other("the output directory must end in a name of its own");
+        return Err(io_error(destination)(source));
+    }
+    // The components leave out what may follow the name: a slash, a dot.
+    let path: PathBuf = destination.components().collect();
+    if path.is_symlink() { fs::canonicalize(&path).map_err(io_error(destination)) } else { Ok(path) }
 }
 
 fn check_space(dir: &Path, needed: u64, available: u64) -> Result<()> {

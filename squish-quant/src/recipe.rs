@@ -207,8 +207,8 @@ mod tests {
         let recipe = Recipe::load("sqint2").unwrap();
         let scheme = |name: &str| recipe.rule(name, 10).map(|r| r.scheme.as_str());
         for (name, expected) in [
-            ("model.embed_tokens.weight", "int8"),
-            ("lm_head.weight", "int8"),
+            ("model.embed_tokens.weight", "int4r"),
+            ("lm_head.weight", "int4r"),
             ("model.layers.0.mlp.gate_proj.weight", "int4r"),
             ("model.layers.1.self_attn.q_proj.weight", "int4r"),
             ("model.layers.2.mlp.gate_proj.weight", "nf2"),

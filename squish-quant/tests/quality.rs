@@ -76,6 +76,7 @@ fn nf2_reaches_9_3_db_at_2_25_bits_on_any_distribution() {
         ("Student-t(3)", student(&mut rng())),
         ("outliers", outliers(&mut rng())),
     ] {
+        println!("{what}:");
         let outcome = compress("nf2", 64, 0, 0.0, &weights);
         let bar = if what == "Gaussian" { 9.3 } else { 9.2 };
         assert!(outcome.snr >= bar, "{what}: {}", outcome.snr);

@@ -1,6 +1,6 @@
 //! Tensors of a checkpoint by name, under a prefix.
 
-use super::{Checkpoint, PackedRecord, Shard, StoredPart, TensorRecord};
+use super::{Checkpoint, Entry, PackedRecord, Shard, StoredPart, TensorRecord};
 use crate::{Error, Result};
 use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
@@ -115,19 +115,25 @@ impl<'a> Tensors<'a> {
         Ok((packed.map_err(error)?, shard))
     }
 
-    /// The bytes of one stored part, of exactly its type and shape.
+    /// The bytes of one stored part.
     fn part(&self, part: &StoredPart) -> Result<Bytes> {
-        let (shard, entry) = self.checkpoint.entry(&part.name)?;
+        self.checkpoint.part(part).map(|(shard, entry)| shard.bytes(entry))
+    }
+}
+
+impl Checkpoint {
+    /// Where one part of a packed tensor lies, which must be of exactly its type and shape.
+    ///
+    /// # Errors
+    /// [`Error::MissingTensor`], [`Error::Shape`] or [`Error::ElementType`].
+    pub fn part(&self, part: &StoredPart) -> Result<(&Shard, &Entry)> {
+        let (shard, entry) = self.entry(&part.name)?;
         check_shape(shard, &part.name, &entry.shape, &part.shape)?;
         if entry.dtype != part.dtype {
-            return Err(type_error(
-                shard,
-                &part.name,
-                entry.dtype,
-                "the type that docs/format.md gives this part",
-            ));
+            let expected = "the type that docs/format.md gives this part";
+            return Err(type_error(shard, &part.name, entry.dtype, expected));
         }
-        Ok(shard.bytes(entry))
+        Ok((shard, entry))
     }
 }
 
