@@ -21,7 +21,7 @@ const CODE_UNIT: f32 = 16.0;
 /// The scheme.
 pub static INT4: Int4 = Int4;
 
-/// See the [module](self).
+/// Four bits, asymmetric, in groups of 32.
 #[derive(Debug)]
 pub struct Int4;
 

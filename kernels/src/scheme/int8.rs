@@ -16,7 +16,7 @@ const CODE_UNIT: f32 = 128.0;
 /// The scheme.
 pub static INT8: Int8 = Int8;
 
-/// See the [module](self).
+/// Eight bits, symmetric.
 #[derive(Debug)]
 pub struct Int8;
 
