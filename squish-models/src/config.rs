@@ -69,3 +69,60 @@ pub fn rope_theta(checkpoint: &Checkpoint) -> Result<f64> {
 pub fn refuse(checkpoint: &Checkpoint, reason: impl Into<String>) -> Error {
     Error::Config { path: checkpoint.config_path(), reason: reason.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// A checkpoint with this configuration and no tensors.
+    fn checkpoint(config: &Value) -> (tempfile::TempDir, Checkpoint) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+        let header = b"\x08\0\0\0\0\0\0\0{}      ";
+        std::fs::write(dir.path().join("model.safetensors"), header).unwrap();
+        let checkpoint = Checkpoint::open(dir.path()).unwrap();
+        (dir, checkpoint)
+    }
+
+    fn theta(config: Value) -> Result<f64> {
+        rope_theta(&checkpoint(&config).1)
+    }
+
+    #[test]
+    fn rope_theta_in_both_styles() {
+        assert_eq!(theta(json!({"rope_theta": 1e6, "rope_scaling": null})).unwrap(), 1e6);
+        assert_eq!(
+            theta(json!({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}})).unwrap(),
+            5e5
+        );
+        // Where both are given, the newer style is the one that transformers reads.
+        assert_eq!(theta(json!({"rope_theta": 1e4, "rope_parameters": {"rope_theta": 5e5}})).unwrap(), 5e5);
+    }
+
+    #[test]
+    fn scaled_or_absurd_rotary_embeddings_are_refused() {
+        let refused = |config| theta(config).unwrap_err().to_string();
+        let yarn = json!({"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0}});
+        assert!(refused(yarn).contains("`yarn`"));
+        let linear = json!({"rope_parameters": {"rope_theta": 1e6, "rope_type": "linear", "factor": 2.0}});
+        assert!(refused(linear).contains("`linear`"));
+        assert!(refused(json!({})).contains("no `rope_theta`"));
+        assert!(refused(json!({"rope_theta": 0.5})).contains("0.5"));
+    }
+
+    #[test]
+    fn the_real_configurations_are_understood() {
+        let real = std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/real"));
+        if !real.exists() {
+            eprintln!("skipped: {} is absent", real.display());
+            return;
+        }
+        for name in ["qwen2.5-0.5b-instruct", "qwen2.5-1.5b-instruct", "qwen2.5-7b-instruct"] {
+            let text = std::fs::read(real.join(name).join("config.json")).unwrap();
+            let (_dir, checkpoint) = checkpoint(&serde_json::from_slice(&text).unwrap());
+            assert_eq!(architecture(&checkpoint).unwrap(), "Qwen2ForCausalLM");
+            assert_eq!(rope_theta(&checkpoint).unwrap(), 1e6);
+        }
+    }
+}

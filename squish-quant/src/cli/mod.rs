@@ -134,7 +134,7 @@ fn run(command: Command) -> Result<()> {
             let bar = Bar::new(!args.json)?;
             let windows = Windows { size: args.window, count: args.windows };
             let measured = perplexity(&args.dir, &args.text, windows, &bar)?;
-            bar.clear();
+            drop(bar);
             if args.json { print_json(&measured) } else { print(&report::perplexity(&measured)) }
         }
         Command::Recipes(Recipes { name: None }) => print(&report::recipes()?),
@@ -159,7 +159,7 @@ impl Compress {
         let options = Options { max_shard_bytes: self.max_shard_bytes, ..Options::new(recipe) };
         let bar = Bar::new(!self.json)?;
         let report = compress(&self.source, &self.out, &options, &bar)?;
-        bar.clear();
+        drop(bar);
         if self.json {
             let mut json = serde_json::to_value(&report)?;
             json["peak_memory_bytes"] = serde_json::json!(progress::peak_memory());

@@ -28,8 +28,10 @@ impl Bar {
         })?;
         Ok(Self { bar: ProgressBar::with_draw_target(None, target).with_style(style), interrupted })
     }
+}
 
-    pub fn clear(&self) {
+impl Drop for Bar {
+    fn drop(&mut self) {
         self.bar.finish_and_clear();
     }
 }
