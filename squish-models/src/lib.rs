@@ -6,7 +6,7 @@
 //! | [`config`] | what is read from `config.json` |
 //! | [`layers`] | linear, embedding, RMS norm, rotary embedding, grouped-query attention, gated MLP |
 //! | [`kv_cache`] | keys and values of the positions a session has seen |
-//! | [`qwen2`] | one file per architecture |
+//! | [`causal_lm`], [`qwen2`] | what an architecture implements, and one file for each |
 //! | [`model`] | [`Model`] and [`Session`], the list of architectures |
 //!
 //! To add an architecture: write its file, list it in [`model::ARCHITECTURES`].
@@ -20,6 +20,7 @@
 //! # Ok::<(), squish_models::Error>(())
 //! ```
 
+pub mod causal_lm;
 pub mod checkpoint;
 pub mod config;
 mod error;

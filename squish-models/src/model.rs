@@ -1,27 +1,8 @@
 //! Models and sessions.
 
-use crate::{Checkpoint, Error, ModelConfig, Result, config, kv_cache::KvCache, qwen2};
+use crate::{Checkpoint, Error, ModelConfig, Result, causal_lm::CausalLm, config, kv_cache::KvCache, qwen2};
 use candle_core::{Device, Tensor};
 use std::{path::Path, sync::Arc};
-
-/// A causal language model: immutable weights, used through a cache that the caller owns.
-pub trait CausalLm: Send + Sync + std::fmt::Debug {
-    /// Its sizes.
-    fn config(&self) -> &ModelConfig;
-
-    /// The normalised output of the last block, `[n, hidden_size]` f32, for `n` tokens at the positions after
-    /// those in the cache, which then holds them too.
-    ///
-    /// # Errors
-    /// When a tensor operation fails.
-    fn hidden(&self, ids: &[u32], cache: &mut KvCache) -> candle_core::Result<Tensor>;
-
-    /// `hidden [n, hidden_size]` to logits `[n, vocab_size]` f32.
-    ///
-    /// # Errors
-    /// When a tensor operation fails.
-    fn head(&self, hidden: Tensor) -> candle_core::Result<Tensor>;
-}
 
 /// Loads a checkpoint of one architecture.
 pub type Loader = fn(&Checkpoint, &Device) -> Result<Box<dyn CausalLm>>;

@@ -3,12 +3,12 @@
 
 use crate::{
     Checkpoint, Result,
+    causal_lm::CausalLm,
     config::{self, ModelConfig},
     kv_cache::{KvCache, LayerCache},
     layers::{
         Attention, AttentionShape, Embedding, GatedMlp, Linear, RmsNorm, Rotary, RotaryTable, causal_mask,
     },
-    model::CausalLm,
 };
 use candle_core::{Device, Tensor};
 use serde::Deserialize;

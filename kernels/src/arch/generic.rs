@@ -2,11 +2,24 @@
 
 use super::vector::Vector;
 
-/// `y[r, b] += panel[r] . x[b]` for every row `r` of a decoded panel and every input `b` of a batch.
-///
-/// * `panel`: rows of `width` weights, `panel_stride` apart; as many rows as `y` holds.
-/// * `x`: `batch` inputs of `width` values, `x_stride` apart.
-/// * `y`: `[rows, batch]`.
+/// A decoded panel of weights, and the inputs to multiply it with.
+#[derive(Debug, Clone, Copy)]
+pub struct Panel<'a> {
+    /// Rows of `width` weights, `stride` apart.
+    pub weights: &'a [f32],
+    /// Distance between two rows of weights.
+    pub stride: usize,
+    /// Columns.
+    pub width: usize,
+    /// `batch` inputs of `width` values, `x_stride` apart.
+    pub x: &'a [f32],
+    /// Distance between two inputs.
+    pub x_stride: usize,
+    /// Number of inputs, at least 1.
+    pub batch: usize,
+}
+
+/// `y[r, b] += weights[r] . x[b]` for `y [rows, batch]`: every row of the panel with every input of the batch.
 ///
 /// Tiles of 4 rows x `B` inputs stay in registers. Each product is summed in the same order whatever the
 /// tile, so that results do not depend on the batch.
@@ -17,64 +30,46 @@ use super::vector::Vector;
 /// # Panics
 /// When a slice is too short for its shape.
 #[inline(always)]
-pub unsafe fn panel_dot<V: Vector, const B: usize>(
-    panel: &[f32],
-    panel_stride: usize,
-    width: usize,
-    x: &[f32],
-    x_stride: usize,
-    batch: usize,
-    y: &mut [f32],
-) {
+pub unsafe fn panel_dot<V: Vector, const B: usize>(panel: Panel, y: &mut [f32]) {
+    let Panel { weights, stride, width, x, x_stride, batch } = panel;
     let rows = y.len() / batch;
-    assert!(width <= panel_stride && width <= x_stride && y.len() == rows * batch);
-    assert!(rows == 0 || (rows - 1) * panel_stride + width <= panel.len());
+    assert!(width <= stride && width <= x_stride && y.len() == rows * batch);
+    assert!(rows == 0 || (rows - 1) * stride + width <= weights.len());
     assert!((batch - 1) * x_stride + width <= x.len());
 
-    let tile = Tile { panel, panel_stride, width, x, x_stride, batch };
     let mut row = 0;
     while row < rows {
         let full = rows - row >= 4;
         let mut b = 0;
         while b < batch {
-            // SAFETY: rows and inputs of the tile are in range: `full` and `wide` say that 4 and B of them are left.
+            let wide = batch - b >= B;
+            // SAFETY: the asserts above cover all rows and inputs; `full` and `wide` say that 4 and B of them are left.
             unsafe {
-                let wide = batch - b >= B;
                 match (full, wide) {
-                    (true, true) => tile.add::<V, 4, B>(row, b, y),
-                    (true, false) => tile.add::<V, 4, 1>(row, b, y),
-                    (false, true) => tile.add::<V, 1, B>(row, b, y),
-                    (false, false) => tile.add::<V, 1, 1>(row, b, y),
+                    (true, true) => panel.add::<V, 4, B>(row, b, y),
+                    (true, false) => panel.add::<V, 4, 1>(row, b, y),
+                    (false, true) => panel.add::<V, 1, B>(row, b, y),
+                    (false, false) => panel.add::<V, 1, 1>(row, b, y),
                 }
-                b += if wide { B } else { 1 };
             }
+            b += if wide { B } else { 1 };
         }
         row += if full { 4 } else { 1 };
     }
 }
 
-/// The operands of [`panel_dot`].
-struct Tile<'a> {
-    panel: &'a [f32],
-    panel_stride: usize,
-    width: usize,
-    x: &'a [f32],
-    x_stride: usize,
-    batch: usize,
-}
-
-impl Tile<'_> {
+impl Panel<'_> {
     /// Adds the products of rows `row..row + R` with inputs `b..b + B`.
     ///
     /// # Safety
-    /// Those rows and inputs exist, and the processor has `V`'s instruction set.
+    /// Those rows and inputs lie within the slices, and the processor has `V`'s instruction set.
     #[inline(always)]
     unsafe fn add<V: Vector, const R: usize, const B: usize>(&self, row: usize, b: usize, y: &mut [f32]) {
         // SAFETY: the caller vouches for the rows, the inputs and the instruction set; every offset below
         // is less than `width` past the start of one of them.
         unsafe {
             let w: [*const f32; R] =
-                std::array::from_fn(|r| self.panel.as_ptr().add((row + r) * self.panel_stride));
+                std::array::from_fn(|r| self.weights.as_ptr().add((row + r) * self.stride));
             let x: [*const f32; B] = std::array::from_fn(|i| self.x.as_ptr().add((b + i) * self.x_stride));
             let mut acc = [[V::zero(); B]; R];
             let whole = self.width - self.width % V::LANES;

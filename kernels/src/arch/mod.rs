@@ -19,8 +19,10 @@ pub mod x86_64;
 use crate::{Error, Result};
 use std::sync::OnceLock;
 
-/// See [`generic::panel_dot`] for the arguments.
-pub type PanelDot = fn(&[f32], usize, usize, &[f32], usize, usize, &mut [f32]);
+pub use generic::Panel;
+
+/// An instance of [`generic::panel_dot`].
+pub type PanelDot = fn(Panel, &mut [f32]);
 
 /// The kernels of one instruction set.
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +95,8 @@ mod tests {
             let before: Vec<f32> = (0..rows * batch).map(|_| next()).collect();
             for kernels in available() {
                 let mut y = before.clone();
-                (kernels.panel_dot)(&panel, panel_stride, width, &x, x_stride, batch, &mut y);
+                let all = Panel { weights: &panel, stride: panel_stride, width, x: &x, x_stride, batch };
+                (kernels.panel_dot)(all, &mut y);
                 for r in 0..rows {
                     for b in 0..batch {
                         let dot: f64 = (0..width)
@@ -106,7 +109,7 @@ mod tests {
                 }
                 // One output does not depend on how many others are computed with it.
                 let mut alone = vec![before[0]];
-                (kernels.panel_dot)(&panel, panel_stride, width, &x[..width], x_stride, 1, &mut alone);
+                (kernels.panel_dot)(Panel { x: &x[..width], batch: 1, ..all }, &mut alone);
                 prop_assert_eq!(alone[0].to_bits(), y[0].to_bits());
             }
         }

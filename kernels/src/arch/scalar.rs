@@ -1,6 +1,10 @@
 //! The portable instance: eight lanes in an array, for any processor.
 
-use super::{Kernels, generic, vector::Vector};
+use super::{
+    Kernels,
+    generic::{self, Panel},
+    vector::Vector,
+};
 
 /// The portable kernels.
 pub const KERNELS: Kernels = Kernels { isa: "scalar", panel_dot };
@@ -31,15 +35,7 @@ impl Vector for [f32; 8] {
     }
 }
 
-fn panel_dot(
-    panel: &[f32],
-    panel_stride: usize,
-    width: usize,
-    x: &[f32],
-    x_stride: usize,
-    batch: usize,
-    y: &mut [f32],
-) {
+fn panel_dot(panel: Panel, y: &mut [f32]) {
     // SAFETY: arrays need no instruction set.
-    unsafe { generic::panel_dot::<[f32; 8], 1>(panel, panel_stride, width, x, x_stride, batch, y) }
+    unsafe { generic::panel_dot::<[f32; 8], 1>(panel, y) }
 }

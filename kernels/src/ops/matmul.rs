@@ -2,7 +2,8 @@
 
 use super::{rows_of, with_last_dim};
 use crate::{
-    Packed, arch,
+    Packed,
+    arch::{self, Panel},
     scheme::{PANEL_COLS, PANEL_ROWS},
 };
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
@@ -34,8 +35,9 @@ fn matmul(w: &Packed, x: &[f32], batch: usize) -> crate::Result<Vec<f32>> {
     let mut transposed = vec![0.0; w.rows() * batch];
     if batch > 0 {
         transposed.par_chunks_mut(PANEL_ROWS * batch).enumerate().for_each(|(i, y)| {
-            w.for_each_panel(i * PANEL_ROWS, |cols, panel| {
-                panel_dot(panel, PANEL_COLS, cols.len(), &x[cols.start..], w.cols(), batch, y);
+            w.for_each_panel(i * PANEL_ROWS, |cols, weights| {
+                let (width, x) = (cols.len(), &x[cols.start..]);
+                panel_dot(Panel { weights, stride: PANEL_COLS, width, x, x_stride: w.cols(), batch }, y);
             });
         });
     }

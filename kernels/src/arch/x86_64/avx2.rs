@@ -1,6 +1,10 @@
 //! AVX2 with fused multiply-add: eight lanes.
 
-use crate::arch::{Kernels, generic, vector::Vector};
+use crate::arch::{
+    Kernels,
+    generic::{self, Panel},
+    vector::Vector,
+};
 use std::arch::x86_64::*;
 
 /// The kernels, if the processor has it.
@@ -41,28 +45,12 @@ impl Vector for __m256 {
     }
 }
 
-fn panel_dot(
-    panel: &[f32],
-    panel_stride: usize,
-    width: usize,
-    x: &[f32],
-    x_stride: usize,
-    batch: usize,
-    y: &mut [f32],
-) {
+fn panel_dot(panel: Panel, y: &mut [f32]) {
     #[target_feature(enable = "avx2,fma")]
-    fn instance(
-        panel: &[f32],
-        panel_stride: usize,
-        width: usize,
-        x: &[f32],
-        x_stride: usize,
-        batch: usize,
-        y: &mut [f32],
-    ) {
+    fn instance(panel: Panel, y: &mut [f32]) {
         // SAFETY: this function has the instruction set.
-        unsafe { generic::panel_dot::<__m256, 2>(panel, panel_stride, width, x, x_stride, batch, y) }
+        unsafe { generic::panel_dot::<__m256, 2>(panel, y) }
     }
     // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
-    unsafe { instance(panel, panel_stride, width, x, x_stride, batch, y) }
+    unsafe { instance(panel, y) }
 }
