@@ -22,7 +22,7 @@ fn main() -> ExitCode {
         // The reader has had enough, as `head` does.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            eprintln!("error: {}", one_line(&error));
             ExitCode::FAILURE
         }
     }
@@ -71,6 +71,11 @@ fn read_prompt(prompt: &str) -> Result<String> {
     std::io::stdin().read_to_string(&mut text).context("standard input is not UTF-8 text")?;
     text.truncate(text.trim_end_matches(['\r', '\n']).len());
     Ok(text)
+}
+
+/// An error's message without line breaks and escape sequences, which names from files may hold.
+fn one_line(error: &anyhow::Error) -> String {
+    error.to_string().replace(char::is_control, "\u{fffd}")
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

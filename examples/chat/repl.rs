@@ -9,7 +9,7 @@ use rustyline::error::ReadlineError;
 use squish_engine::{FinishReason, Stats};
 
 use crate::conversation::Conversation;
-use crate::{interrupt, is_broken_pipe};
+use crate::{interrupt, is_broken_pipe, one_line};
 
 const HELP: &str = "\
 /reset   forget the conversation
@@ -90,7 +90,7 @@ fn answer(
     let _answering = interrupt::Answering::new();
     match conversation.ask(question, out) {
         Err(error) if is_broken_pipe(&error) => return Err(error),
-        Err(error) => eprintln!("error: {error}"),
+        Err(error) => eprintln!("error: {}", one_line(&error)),
         Ok(()) => {
             let note = match conversation.last().and_then(|stats| stats.finish_reason) {
                 Some(FinishReason::Cancelled) => "(stopped)",

@@ -108,6 +108,14 @@ pub enum Error {
         /// The window asked for.
         window: usize,
     },
+    /// The model's logits are not numbers.
+    #[error("{dir}: the logits of window {window} are not finite; are the weights damaged?", dir = .dir.display())]
+    NotFiniteLogits {
+        /// The checkpoint.
+        dir: PathBuf,
+        /// Index of the window.
+        window: usize,
+    },
     /// A parameter is out of its range.
     #[error("{name} is {value}, expected {expected}")]
     Parameter {

@@ -98,7 +98,13 @@ impl OutputDir {
             if destination.exists() {
                 fs::remove_dir(&destination)?;
             }
-            fs::rename(work, &destination)
+            fs::rename(work, &destination)?;
+            // The new name is an entry of the parent directory, which has to reach the disk too.
+            #[cfg(unix)]
+            if let Some(parent) = work.parent() {
+                File::open(parent)?.sync_all()?;
+            }
+            Ok(())
         };
         publish(work.path()).map_err(io_error(&destination))?;
         // The directory has moved: there is nothing left to remove.

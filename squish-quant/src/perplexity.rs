@@ -70,6 +70,9 @@ pub fn perplexity(dir: &Path, text: &Path, windows: Windows, progress: &dyn Prog
         if progress.interrupted() {
             return Err(Error::Interrupted);
         }
+        if !total.is_finite() {
+            return Err(Error::NotFiniteLogits { dir: dir.into(), window: i });
+        }
     }
     progress.at(count, count, "windows");
     let tokens = count * (windows.size - 1);

@@ -160,9 +160,10 @@ impl Recipe {
     }
 }
 
-/// The number after `layers.` in a tensor's name.
+/// The number after `layers.` in a tensor's name; `None` for one that no model has, where sums could overflow.
 pub fn block_index(tensor: &str) -> Option<usize> {
-    tensor.split_once("layers.")?.1.split('.').next()?.parse().ok()
+    let number: u32 = tensor.split_once("layers.")?.1.split('.').next()?.parse().ok()?;
+    usize::try_from(number).ok()
 }
 
 /// Whether a name matches a pattern in which `*` stands for any run of characters.

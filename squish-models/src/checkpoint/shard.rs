@@ -51,10 +51,11 @@ impl Shard {
     /// [`Error::Io`] or [`Error::Safetensors`].
     pub fn open(path: &Path) -> Result<Self> {
         let io = |source| Error::Io { path: path.into(), source };
-        let file = File::open(path).map_err(io)?;
-        if !file.metadata().map_err(io)?.is_file() {
+        // Looked at before it is opened: opening a pipe would wait for a writer.
+        if !std::fs::metadata(path).map_err(io)?.is_file() {
             return Err(io(std::io::Error::other("not a regular file")));
         }
+        let file = File::open(path).map_err(io)?;
         // SAFETY: the mapping is read-only and private. As with every memory-mapped weights file, another
         // process that truncates it while it is in use ends this one; weights files are not edited in place.
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);

@@ -116,8 +116,9 @@ pub fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(e) => {
-            // Every error names its cause in its own message.
-            eprintln!("error: {e}");
+            // Every error names its cause in its own message. Names from files may hold line breaks and
+            // escape sequences, which must not reach the terminal.
+            eprintln!("error: {}", e.to_string().replace(char::is_control, "\u{fffd}"));
             ExitCode::FAILURE
         }
     }
