@@ -83,13 +83,16 @@ impl Session {
     /// [`Error::NoTokens`], [`Error::ContextFull`], [`Error::Token`], or a failed tensor operation; the
     /// cache then holds what it held before.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<Tensor> {
-        let mut last = None;
-        self.forward(tokens, |_, hidden| {
-            last = Some(hidden.narrow(0, hidden.dim(0)? - 1, 1)?);
+        let (model, end) = (self.model.clone(), tokens.len());
+        let mut logits = None;
+        self.forward(tokens, |start, hidden| {
+            let n = hidden.dim(0)?;
+            if start + n == end {
+                logits = Some(model.0.head(hidden.narrow(0, n - 1, 1)?)?.squeeze(0)?);
+            }
             Ok(())
         })?;
-        let last = last.ok_or(Error::NoTokens)?;
-        Ok(self.model.0.head(last)?.squeeze(0)?)
+        logits.ok_or(Error::NoTokens)
     }
 
     /// Takes the next tokens and hands the logits of all of them to `visit`, a chunk at a time:
@@ -100,7 +103,7 @@ impl Session {
     pub fn feed_all(
         &mut self,
         tokens: &[u32],
-        mut visit: impl FnMut(usize, Tensor) -> candle_core::Result<()>,
+        mut visit: impl FnMut(usize, Tensor) -> candle_core::Result<()> + Send,
     ) -> Result<()> {
         let model = self.model.clone();
         self.forward(tokens, |start, hidden| visit(start, model.0.head(hidden)?))
@@ -110,7 +113,7 @@ impl Session {
     fn forward(
         &mut self,
         tokens: &[u32],
-        mut visit: impl FnMut(usize, Tensor) -> candle_core::Result<()>,
+        mut visit: impl FnMut(usize, Tensor) -> candle_core::Result<()> + Send,
     ) -> Result<()> {
         let config = self.model.config();
         let (before, vocab_size) = (self.len(), config.vocab_size);
@@ -124,14 +127,17 @@ impl Session {
         if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
             return Err(Error::Token { id, vocab_size });
         }
-        for (i, chunk) in tokens.chunks(PREFILL_CHUNK).enumerate() {
-            let hidden = self.model.0.hidden(chunk, &mut self.cache);
-            if let Err(error) = hidden.and_then(|hidden| visit(i * PREFILL_CHUNK, hidden)) {
-                self.truncate(before);
-                return Err(error.into());
+        // Inside the thread pool, so that the many parallel ops of a step start without a hand-over from outside.
+        rayon::scope(|_| {
+            for (i, chunk) in tokens.chunks(PREFILL_CHUNK).enumerate() {
+                let hidden = self.model.0.hidden(chunk, &mut self.cache);
+                if let Err(error) = hidden.and_then(|hidden| visit(i * PREFILL_CHUNK, hidden)) {
+                    self.truncate(before);
+                    return Err(error.into());
+                }
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     /// Forgets the positions from `len` on.

@@ -1,6 +1,7 @@
 //! The kernels, written once over [`Vector`].
 
 use super::vector::Vector;
+use crate::scheme::UNIT;
 
 /// A decoded panel of weights, and the inputs to multiply it with.
 #[derive(Debug, Clone, Copy)]
@@ -94,5 +95,14 @@ impl Panel<'_> {
                 }
             }
         }
+    }
+}
+
+/// `out[i] = step * table[codes[i]]` for a unit of codes below 16, in exact arithmetic.
+#[inline(always)]
+pub fn lookup(codes: &[u8; UNIT], table: &[i8; 16], step: f32, out: &mut [f32; UNIT]) {
+    let table = table.map(|level| step * f32::from(level));
+    for (out, code) in out.iter_mut().zip(codes) {
+        *out = table[usize::from(code & 15)];
     }
 }

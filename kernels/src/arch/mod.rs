@@ -16,13 +16,16 @@ pub mod neon;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
-use crate::{Error, Result};
+use crate::{Error, Result, scheme::UNIT};
 use std::sync::OnceLock;
 
 pub use generic::Panel;
 
 /// An instance of [`generic::panel_dot`].
 pub type PanelDot = fn(Panel, &mut [f32]);
+
+/// Levels for a unit of codes below 16: see [`generic::lookup`].
+pub type Lookup = fn(&[u8; UNIT], &[i8; 16], f32, &mut [f32; UNIT]);
 
 /// The kernels of one instruction set.
 #[derive(Debug, Clone, Copy)]
@@ -31,6 +34,8 @@ pub struct Kernels {
     pub isa: &'static str,
     /// Products of a decoded panel with a batch of inputs.
     pub panel_dot: PanelDot,
+    /// Levels of a unit of codes, times the unit's scale.
+    pub lookup: Lookup,
 }
 
 /// The instances that the running processor can execute, best first.
@@ -80,6 +85,21 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn every_lookup_equals_the_definition(
+            codes in prop::collection::vec(0..16u8, UNIT), table: [i8; 16], step in -4f32..4.,
+        ) {
+            let codes: [u8; UNIT] = codes.try_into().unwrap();
+            for kernels in available() {
+                let mut out = [f32::NAN; UNIT];
+                (kernels.lookup)(&codes, &table, step, &mut out);
+                for (i, &found) in out.iter().enumerate() {
+                    let expected = step * f32::from(table[usize::from(codes[i])]);
+                    prop_assert_eq!(found.to_bits(), expected.to_bits(), "{} {}", kernels.isa, i);
+                }
+            }
+        }
+
         #[test]
         fn every_instance_equals_the_definition(
             rows in 1..17usize, width in 1..257usize, batch in 1..19usize, extra in 0..5usize, seed: u64,

@@ -7,7 +7,7 @@ use super::{
 };
 
 /// The portable kernels.
-pub const KERNELS: Kernels = Kernels { isa: "scalar", panel_dot };
+pub const KERNELS: Kernels = Kernels { isa: "scalar", panel_dot, lookup: generic::lookup };
 
 impl Vector for [f32; 8] {
     const LANES: usize = 8;

@@ -95,11 +95,17 @@ impl CodeUnit for Unit3 {
         let unit = array::<24>(unit);
         Unit2::unpack(&unit[..16], codes);
         for (eight, &high) in codes.as_chunks_mut::<8>().0.iter_mut().zip(&unit[16..]) {
-            for (i, code) in eight.iter_mut().enumerate() {
-                *code |= ((high >> i) & 1) << 2;
-            }
+            *eight = (u64::from_le_bytes(*eight) | spread(high)).to_le_bytes();
         }
     }
+}
+
+/// A word whose byte `i` is 4 where bit `i` is set, else 0.
+#[inline(always)]
+fn spread(bits: u8) -> u64 {
+    // Byte i keeps bit i alone; adding 0x7f moves any such bit into bit 7, without a carry.
+    let alone = (u64::from(bits) * 0x0101_0101_0101_0101) & 0x8040_2010_0804_0201;
+    ((alone + 0x7f7f_7f7f_7f7f_7f7f) >> 5) & 0x0404_0404_0404_0404
 }
 
 impl CodeUnit for Unit4 {

@@ -5,12 +5,16 @@ use crate::arch::{
     generic::{self, Panel},
     vector::Vector,
 };
+use crate::scheme::UNIT;
 use std::arch::x86_64::*;
 
 /// The kernels, if the processor has it.
 pub fn kernels() -> Option<Kernels> {
-    (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"))
-        .then_some(Kernels { isa: "avx2", panel_dot })
+    (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Kernels {
+        isa: "avx2",
+        panel_dot,
+        lookup,
+    })
 }
 
 impl Vector for __m256 {
@@ -53,4 +57,25 @@ fn panel_dot(panel: Panel, y: &mut [f32]) {
     }
     // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
     unsafe { instance(panel, y) }
+}
+
+/// Sixteen codes a step: the table is one register of bytes, which `pshufb` indexes with the codes.
+fn lookup(codes: &[u8; UNIT], table: &[i8; 16], step: f32, out: &mut [f32; UNIT]) {
+    #[target_feature(enable = "avx2")]
+    fn instance(codes: &[u8; UNIT], table: &[i8; 16], step: f32, out: &mut [f32; UNIT]) {
+        let step = _mm256_set1_ps(step);
+        for (codes, out) in codes.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<16>().0) {
+            // SAFETY: the pointers are those of arrays of 16 elements, and this function has the instruction set.
+            unsafe {
+                let table = _mm_loadu_si128(table.as_ptr().cast());
+                let levels = _mm_shuffle_epi8(table, _mm_loadu_si128(codes.as_ptr().cast()));
+                let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(levels));
+                let high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(levels, levels)));
+                _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(low, step));
+                _mm256_storeu_ps(out.as_mut_ptr().add(8), _mm256_mul_ps(high, step));
+            }
+        }
+    }
+    // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
+    unsafe { instance(codes, table, step, out) }
 }

@@ -1,4 +1,4 @@
-//! AVX-512: sixteen lanes.
+//! AVX-512: sixteen lanes. Where wider registers gain nothing, AVX2's instance, which every such processor has.
 
 use crate::arch::{
     Kernels,
@@ -9,7 +9,8 @@ use std::arch::x86_64::*;
 
 /// The kernels, if the processor has it.
 pub fn kernels() -> Option<Kernels> {
-    (is_x86_feature_detected!("avx512f")).then_some(Kernels { isa: "avx512", panel_dot })
+    let narrower = super::avx2::kernels()?;
+    is_x86_feature_detected!("avx512f").then_some(Kernels { isa: "avx512", panel_dot, ..narrower })
 }
 
 impl Vector for __m512 {
