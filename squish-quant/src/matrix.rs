@@ -70,9 +70,8 @@ pub fn decibels(signal: f64, noise: f64) -> f64 {
     (ratio.clamp(-200.0, 200.0) * 100.0).round() / 100.0
 }
 
-/// A weight that cannot be encoded: its index, and whether it is finite.
+/// Index of the first weight that cannot be encoded: not finite, or above [`LARGEST`].
 pub fn first_unfit(weights: &[f32]) -> Option<usize> {
-    // `!(a <= b)` also holds for NaN.
     weights.par_iter().position_first(|v| v.abs() > LARGEST || !v.is_finite())
 }
 

@@ -10,7 +10,10 @@ use crate::{
 };
 use squish_kernels::{Packed, Rotation, scheme};
 use squish_models::{Checkpoint, checkpoint::WEIGHTS_FILE};
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::Arc,
+};
 
 /// What becomes of a tensor.
 #[derive(Debug, Clone)]
@@ -122,11 +125,15 @@ fn spec(
     let group = fits(asked).or_else(|e| fits(gcd(asked, cols)).map_err(|_| e))?;
     let mut spec = MatrixSpec::plain(scheme, rows, cols, group);
     if rule.rotate.unwrap_or(scheme.wants_rotation()) {
-        let rotation = match rotations.get(&cols) {
-            Some(rotation) => Arc::clone(rotation),
-            None => Arc::new(Rotation::new(cols, Rotation::best_block(cols).unwrap_or(0), seed)?),
+        // One rotation for all matrices of one input size, so that linears can share the rotated input.
+        let rotation = match rotations.entry(cols) {
+            Entry::Occupied(held) => held.into_mut(),
+            Entry::Vacant(free) => {
+                let block = Rotation::best_block(cols).unwrap_or(0);
+                free.insert(Arc::new(Rotation::new(cols, block, seed)?))
+            }
         };
-        spec.rotation = Some(rotations.entry(cols).or_insert(rotation).clone());
+        spec.rotation = Some(rotation.clone());
     }
     spec.rank = rule.rank.min(rows).min(cols);
     spec.entries = sparse::entry_count(rows, cols, rule.sparse);

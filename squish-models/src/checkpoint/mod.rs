@@ -54,7 +54,7 @@ impl Checkpoint {
         let mut manifest: Option<Manifest> = None;
         for path in weights_files(&dir)? {
             let shard = Shard::open(&path)?;
-            for (name, entry) in shard.entries()? {
+            for (name, entry) in shard.entries() {
                 entries.insert(name, (shards.len(), entry));
             }
             if let Some(found) = shard.manifest()? {
@@ -127,12 +127,6 @@ impl Checkpoint {
             Some((shard, entry)) => Ok((&self.shards[*shard], entry)),
             None => Err(Error::MissingTensor { dir: self.dir.clone(), name: name.into() }),
         }
-    }
-
-    /// Whether a tensor is stored, packed or not.
-    pub fn contains(&self, name: &str) -> bool {
-        self.entries.contains_key(name)
-            || self.manifest.as_ref().is_some_and(|m| m.tensors.contains_key(name))
     }
 
     /// The tensors whose names begin with `prefix` and a dot; all of them for an empty prefix.

@@ -76,12 +76,12 @@ impl Shard {
     }
 
     /// The tensors of the file.
-    pub fn entries(&self) -> Result<HashMap<String, Entry>> {
+    pub fn entries(&self) -> HashMap<String, Entry> {
         let entry = |info: &safetensors::tensor::TensorInfo| {
             let (start, end) = info.data_offsets;
             Entry { dtype: info.dtype, shape: info.shape.clone(), range: self.data + start..self.data + end }
         };
-        Ok(self.metadata.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect())
+        self.metadata.tensors().into_iter().map(|(name, info)| (name, entry(info))).collect()
     }
 
     /// The squish manifest, if the file has one.

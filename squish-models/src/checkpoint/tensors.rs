@@ -27,11 +27,6 @@ impl<'a> Tensors<'a> {
         Self { checkpoint: self.checkpoint, prefix: self.full(&name.to_string()) }
     }
 
-    /// Whether the tensor `prefix.name` is stored, packed or not.
-    pub fn contains(&self, name: &str) -> bool {
-        self.checkpoint.contains(&self.full(name))
-    }
-
     fn full(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.into() } else { format!("{}.{name}", self.prefix) }
     }
