@@ -1,21 +1,19 @@
 //! A checkpoint in, a squished checkpoint out, tensor by tensor.
 
 use crate::{
-    Error, Inspection, Recipe, Result,
+    Error, Inspection, Progress, Recipe, Result,
     encode::LARGEST,
     inspect,
     matrix::{Corrections, MatrixSpec, first_unfit},
-    output::{OutputDir, WeightsFile, io_error},
+    output::{OutputDir, Stored, WeightsFile, io_error},
     plan::{Action, Plan, TensorPlan},
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
-use squish_kernels::{Packed, scheme};
+use squish_kernels::Packed;
 use squish_models::{
     Checkpoint, Device, Model,
-    checkpoint::{
-        Entry, FORMAT, INDEX_FILE, MANIFEST_KEY, Manifest, PackedRecord, QUANT_METHOD, Shard, TensorRecord,
-    },
+    checkpoint::{Entry, FORMAT, INDEX_FILE, MANIFEST_KEY, Manifest, QUANT_METHOD, Shard, TensorRecord},
 };
 use std::{collections::BTreeMap, fs, path::Path, time::Instant};
 
@@ -52,25 +50,6 @@ impl Options {
     }
 }
 
-/// Told of the work's progress, and asked whether to go on.
-pub trait Progress {
-    /// `done` of `total` weights are encoded; `tensor` is being worked on.
-    fn at(&self, done: usize, total: usize, tensor: &str);
-
-    /// Whether to stop. Asked often.
-    fn interrupted(&self) -> bool {
-        false
-    }
-}
-
-/// No progress is shown, nothing interrupts.
-#[derive(Debug, Clone, Copy)]
-pub struct Silent;
-
-impl Progress for Silent {
-    fn at(&self, _done: usize, _total: usize, _tensor: &str) {}
-}
-
 /// What came of a compression.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -101,14 +80,14 @@ pub fn compress(source: &Path, out: &Path, options: &Options, progress: &dyn Pro
     let plan = Plan::new(&checkpoint, &options.recipe, options.max_shard_bytes)?;
 
     let placeholders = placeholder_manifests(&plan, &options.recipe);
-    let stored = |shard| plan.tensors.iter().filter(move |t| t.shard == shard).flat_map(|t| t.stored.clone());
-    let sizes = (0..plan.shards).map(|s| WeightsFile::size(&stored(s).collect::<Vec<_>>(), &placeholders[s]));
+    let layouts: Vec<Vec<Stored>> = (0..plan.shards).map(|shard| plan.stored(shard)).collect();
+    let sizes =
+        layouts.iter().zip(&placeholders).map(|(layout, metadata)| WeightsFile::size(layout, metadata));
     let output = OutputDir::create(out, sizes.sum::<usize>() as u64)?;
-    let mut files = (0..plan.shards)
-        .map(|s| {
-            WeightsFile::create(&output.path().join(plan.file_name(s)), stored(s).collect(), &placeholders[s])
-        })
-        .collect::<Result<Vec<_>>>()?;
+    let mut files = Vec::new();
+    for (shard, (layout, metadata)) in layouts.into_iter().zip(&placeholders).enumerate() {
+        files.push(WeightsFile::create(&output.path().join(plan.file_name(shard)), layout, metadata)?);
+    }
 
     let weights = |t: &TensorPlan| checkpoint.entry(&t.name).map_or(0, |(_, e)| e.shape.iter().product());
     let mut job = Job { progress, done: 0, total: plan.tensors.iter().map(weights).sum() };
@@ -198,27 +177,11 @@ struct Source<'a> {
 impl Source<'_> {
     /// The tensor as an unquantised matrix; one row where it has another number of dimensions than two.
     fn matrix(&self) -> Result<Packed> {
-        let scheme = match self.entry.dtype {
-            safetensors::Dtype::BF16 => "bf16",
-            safetensors::Dtype::F16 => "f16",
-            safetensors::Dtype::F32 => "f32",
-            other => {
-                let (path, found) = (self.shard.path().into(), format!("{other:?}"));
-                let expected = "BF16, F16 or F32";
-                return Err(squish_models::Error::ElementType {
-                    path,
-                    name: self.name.into(),
-                    found,
-                    expected,
-                }
-                .into());
-            }
-        };
+        let scheme = self.shard.float_scheme(self.name, self.entry)?;
         let (rows, cols) = match self.entry.shape[..] {
             [rows, cols] => (rows, cols),
             _ => (1, self.entry.shape.iter().product()),
         };
-        let scheme = scheme::by_name(scheme).map_err(|e| self.error(e))?;
         Packed::new(scheme, rows, cols, 1, vec![self.shard.bytes(self.entry)]).map_err(|e| self.error(e))
     }
 
@@ -278,10 +241,10 @@ impl Job<'_> {
             let count = rows_at_once.min(rows - first);
             let mut weights = vec![0.0; count * cols];
             weights.chunks_exact_mut(cols).enumerate().for_each(|(r, out)| matrix.decode_row(first + r, out));
-            let start = source.entry.range.start + first * row_bytes;
-            source.shard.release(start..start + count * row_bytes);
             source.check(&weights, first, cols)?;
             visit(first, &mut weights)?;
+            let start = source.entry.range.start + first * row_bytes;
+            source.shard.release(start..start + count * row_bytes);
             self.done += count * cols;
         }
         self.progress.at(self.done, self.total, source.name);
@@ -320,20 +283,10 @@ impl Job<'_> {
             }
             Ok(())
         })?;
-        if let (Some((left, right)), Some(low_rank)) = (&corrections.low_rank, &record.low_rank) {
-            let mut write = |stem: &str, factor: &PackedRecord, length, parts: &[Vec<u8>]| {
-                let stored = factor.stored(&format!("{}.{stem}", source.name), spec.rank, length);
-                let stored = stored.map_err(|e| source.error(e))?;
-                stored.iter().zip(parts).try_for_each(|(part, bytes)| file.write(&part.name, 0, bytes))
-            };
-            write("left", &low_rank.left, spec.rows, left)?;
-            write("right", &low_rank.right, spec.cols, right)?;
-        }
-        if let (Some(parts), Some(sparse)) = (&corrections.sparse, record.sparse) {
-            let stored = sparse.stored(source.name, spec.rows);
-            for (part, bytes) in stored.iter().zip([&parts.offsets, &parts.columns, &parts.values]) {
-                file.write(&part.name, 0, bytes)?;
-            }
+        // What the record lists after the packed parts are the corrections'.
+        let first = layout.len() - corrections.parts().count();
+        for (part, bytes) in layout[first..].iter().zip(corrections.parts()) {
+            file.write(&part.name, 0, bytes)?;
         }
         Ok(spec.measured(signal, noise, &corrections))
     }

@@ -124,6 +124,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
     })
 }
 
-fn bits(bytes: usize, weights: usize) -> f64 {
+/// Bits a weight; 0 for no weights.
+pub fn bits(bytes: usize, weights: usize) -> f64 {
     8.0 * bytes as f64 / weights.max(1) as f64
 }

@@ -25,11 +25,13 @@ pub mod matrix;
 pub mod output;
 pub mod perplexity;
 pub mod plan;
+mod progress;
 pub mod recipe;
 pub mod sparse;
 
-pub use compress::{Options, Progress, Report, Silent, compress};
+pub use compress::{Options, Report, compress};
 pub use error::{Error, Result};
 pub use inspect::{Inspection, inspect};
 pub use perplexity::{Perplexity, perplexity};
+pub use progress::{Progress, Silent};
 pub use recipe::Recipe;

@@ -62,6 +62,15 @@ pub struct Corrections {
     pub noise: f64,
 }
 
+impl Corrections {
+    /// The bytes of all parts, in the order in which [`TensorRecord::stored`] lists them.
+    pub fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let low_rank = self.low_rank.iter().flat_map(|(left, right)| left.iter().chain(right));
+        let sparse = self.sparse.iter().flat_map(|s| [&s.offsets, &s.columns, &s.values]);
+        low_rank.chain(sparse).map(Vec::as_slice)
+    }
+}
+
 /// A ratio of energies in decibels, rounded to hundredths.
 ///
 /// Capped at 200 dB, more than f32 can express: an exact copy has no finite ratio.
@@ -143,6 +152,7 @@ impl MatrixSpec {
             })
             .collect();
         let (signal, noise) = energies.iter().fold((0.0, 0.0), |(s, n), e| (s + e.0, n + e.1));
+        // The last other owner of the bytes: without it they become vectors again without a copy.
         drop(packed);
         Ok(Rows { parts: shared.into_iter().map(Vec::from).collect(), signal, noise })
     }
@@ -212,17 +222,14 @@ impl MatrixSpec {
     /// The record with the measured ratios: of the whole, and what each correction added to it.
     pub fn measured(&self, signal: f64, noise: f64, corrections: &Corrections) -> TensorRecord {
         let mut record = self.record();
-        record.snr_db = Some(decibels(signal, noise));
-        if !self.has_corrections() {
-            return record;
-        }
+        let left = if self.has_corrections() { corrections.noise } else { noise };
+        record.snr_db = Some(decibels(signal, left));
         if let Some(low_rank) = &mut record.low_rank {
             low_rank.gain_db = decibels(noise, corrections.noise_after_low_rank);
         }
         if let Some(sparse) = &mut record.sparse {
             sparse.gain_db = decibels(corrections.noise_after_low_rank, corrections.noise);
         }
-        record.snr_db = Some(decibels(signal, corrections.noise));
         record
     }
 }

@@ -86,6 +86,11 @@ impl Plan {
         Ok(plan)
     }
 
+    /// The tensors of a weights file.
+    pub fn stored(&self, shard: usize) -> Vec<Stored> {
+        self.tensors.iter().filter(|t| t.shard == shard).flat_map(|t| t.stored.clone()).collect()
+    }
+
     /// Name of a weights file, as Hugging Face names shards.
     pub fn file_name(&self, shard: usize) -> String {
         match self.shards {

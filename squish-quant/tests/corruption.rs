@@ -56,29 +56,6 @@ unsafe impl GlobalAlloc for Watched {
 #[global_allocator]
 static ALLOCATOR: Watched = Watched;
 
-/// Every scheme and both corrections.
-const RECIPE: &str = r#"
-name = "everything"
-seed = 3
-[[rules]]
-tensors = ["model.embed_tokens.weight"]
-scheme = "int8"
-[[rules]]
-tensors = ["*.gate_proj.weight", "*.o_proj.weight"]
-scheme = "nf2"
-rank = 3
-sparse = 0.02
-[[rules]]
-tensors = ["*.up_proj.weight", "*.k_proj.weight"]
-scheme = "int3"
-[[rules]]
-tensors = ["*.down_proj.weight"]
-scheme = "int4r"
-[[rules]]
-tensors = ["*.q_proj.weight"]
-scheme = "int4"
-"#;
-
 /// A sound squished checkpoint: `config.json` and the weights file. `v_proj` stays as it was.
 fn sound() -> &'static (Value, Vec<u8>) {
     static SOUND: OnceLock<(Value, Vec<u8>)> = OnceLock::new();
@@ -86,7 +63,7 @@ fn sound() -> &'static (Value, Vec<u8>) {
         // 192 columns: numbers that are no powers of two divide them, too.
         let sandbox = Sandbox::new(&Source::new(&Spec { intermediate: 192, ..Spec::default() }));
         let (source, out) = (sandbox.path("source"), sandbox.path("out"));
-        let options = Options::new(Recipe::parse("everything", RECIPE).unwrap());
+        let options = Options::new(Recipe::parse("everything", EVERYTHING).unwrap());
         compress(&source, &out, &options, &Silent).unwrap();
         let config = serde_json::from_slice(&fs::read(out.join("config.json")).unwrap()).unwrap();
         (config, fs::read(out.join("model.safetensors")).unwrap())

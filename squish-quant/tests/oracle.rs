@@ -58,12 +58,7 @@ fn reload(spec: &MatrixSpec, weights: &[f32], dir: &std::path::Path) -> Checkpoi
     let record = spec.measured(encoded.signal, encoded.noise, &corrections);
     let names = record.stored(NAME).unwrap();
     let mut bytes = encoded.parts;
-    if let Some((left, right)) = corrections.low_rank {
-        bytes.extend(left.into_iter().chain(right));
-    }
-    if let Some(sparse) = corrections.sparse {
-        bytes.extend([sparse.offsets, sparse.columns, sparse.values]);
-    }
+    bytes.extend(corrections.parts().map(<[u8]>::to_vec));
     assert_eq!(names.len(), bytes.len());
 
     let manifest = Manifest {

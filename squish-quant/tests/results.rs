@@ -82,35 +82,12 @@ fn a_pipe_gets_no_colour() {
     }
 }
 
-/// Every scheme and correction in one small checkpoint.
-const MIXED: &str = r#"
-name = "mixed"
-seed = 3
-[[rules]]
-tensors = ["model.embed_tokens.weight", "lm_head.weight"]
-scheme = "int8"
-[[rules]]
-tensors = ["*.gate_proj.weight"]
-scheme = "nf2"
-rank = 4
-sparse = 0.02
-[[rules]]
-tensors = ["*.up_proj.weight", "*.k_proj.weight"]
-scheme = "int3"
-[[rules]]
-tensors = ["*.q_proj.weight"]
-scheme = "int4"
-[[rules]]
-tensors = ["*_proj.weight"]
-scheme = "int4r"
-"#;
-
 #[test]
 fn the_same_source_gives_the_same_bytes_on_any_number_of_threads() {
     let sandbox = Sandbox::new(&Source::new(&Spec { intermediate: 192, ..Spec::default() }));
-    fs::write(sandbox.path("mixed.toml"), MIXED).unwrap();
+    fs::write(sandbox.path("everything.toml"), EVERYTHING).unwrap();
     let compressed = |threads: &str| {
-        let args = ["compress", "source", "--out", threads, "--recipe", "mixed.toml"];
+        let args = ["compress", "source", "--out", threads, "--recipe", "everything.toml"];
         let output = sandbox.command(&args).env("RAYON_NUM_THREADS", threads).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         let dir = sandbox.path(threads);
@@ -134,11 +111,12 @@ fn logits(dir: &Path) -> Vec<f32> {
 #[test]
 fn shards_give_the_logits_of_the_single_file() {
     let sandbox = Sandbox::new(&Source::tiny());
-    fs::write(sandbox.path("mixed.toml"), MIXED).unwrap();
-    sandbox.succeeds(&["compress", "source", "--out", "single", "--recipe", "mixed.toml"]);
+    fs::write(sandbox.path("everything.toml"), EVERYTHING).unwrap();
+    sandbox.succeeds(&["compress", "source", "--out", "single", "--recipe", "everything.toml"]);
     let expected = logits(&sandbox.path("single"));
     for (out, bytes, shards) in [("two", "60000", 2..4), ("many", "0", 38..39)] {
-        let args = ["compress", "source", "--out", out, "--recipe", "mixed.toml", "--max-shard-bytes", bytes];
+        let args =
+            ["compress", "source", "--out", out, "--recipe", "everything.toml", "--max-shard-bytes", bytes];
         sandbox.succeeds(&args);
         let names: Vec<_> = fs::read_dir(sandbox.path(out)).unwrap().map(|e| e.unwrap().path()).collect();
         let found = names.iter().filter(|path| path.extension().is_some_and(|e| e == "safetensors")).count();

@@ -58,13 +58,6 @@ impl<U: CodeUnit> Gaussian<U> {
     pub fn gaussian_scale(&self) -> f32 {
         self.widest / (f32::from(self.levels[self.levels.len() - 1]) / LEVEL_UNIT)
     }
-
-    /// Packs the codes of a row, a multiple of 64, into `out` of `cols * bits / 8` bytes.
-    pub fn pack_row(&self, codes: &[u8], out: &mut [u8]) {
-        for (codes, out) in codes.as_chunks::<UNIT>().0.iter().zip(out.chunks_exact_mut(U::BYTES)) {
-            U::pack(codes, out);
-        }
-    }
 }
 
 impl<U: CodeUnit> Scheme for Gaussian<U> {

@@ -26,13 +26,6 @@ pub static INT4: Int4 = Int4;
 pub struct Int4;
 
 impl Int4 {
-    /// Packs the codes of a row, a multiple of 64, each below 16.
-    pub fn pack_row(&self, codes: &[u8], out: &mut [u8]) {
-        for (codes, out) in codes.as_chunks::<UNIT>().0.iter().zip(out.chunks_exact_mut(Unit4::BYTES)) {
-            Unit4::pack(codes, out);
-        }
-    }
-
     /// The distance between two levels, for a stored scale.
     pub fn step(&self, scale: f32) -> f32 {
         scale / CODE_UNIT

@@ -19,6 +19,13 @@ pub trait CodeUnit: Send + Sync + std::fmt::Debug + 'static {
     /// Packs 64 codes, each below `1 << BITS`, into `out` of [`CodeUnit::BYTES`] bytes.
     fn pack(codes: &[u8; UNIT], out: &mut [u8]);
 
+    /// Packs the codes of a row, a multiple of 64, unit by unit.
+    fn pack_row(codes: &[u8], out: &mut [u8]) {
+        for (codes, out) in codes.as_chunks::<UNIT>().0.iter().zip(out.chunks_exact_mut(Self::BYTES)) {
+            Self::pack(codes, out);
+        }
+    }
+
     /// Unpacks a unit of [`CodeUnit::BYTES`] bytes.
     fn unpack(unit: &[u8], codes: &mut [u8; UNIT]);
 }

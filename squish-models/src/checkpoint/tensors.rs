@@ -39,7 +39,7 @@ impl<'a> Tensors<'a> {
         let name = self.full(name);
         let (shard, entry) = self.checkpoint.entry(&name)?;
         check_shape(shard, &name, &entry.shape, shape)?;
-        let dtype = match float_scheme(shard, &name, entry.dtype)?.name() {
+        let dtype = match shard.float_scheme(&name, entry)?.name() {
             "bf16" => DType::BF16,
             "f16" => DType::F16,
             _ => DType::F32,
@@ -59,7 +59,7 @@ impl<'a> Tensors<'a> {
             None => {
                 let (shard, entry) = self.checkpoint.entry(&name)?;
                 check_shape(shard, &name, &entry.shape, &[rows, cols])?;
-                let scheme = float_scheme(shard, &name, entry.dtype)?;
+                let scheme = shard.float_scheme(&name, entry)?;
                 let packed =
                     Packed::new(scheme, rows, cols, scheme.default_group(), vec![shard.bytes(entry)]);
                 Ok(packed.map_err(|source| weight_error(shard, &name, source))?.into())
@@ -132,13 +132,18 @@ impl Checkpoint {
     }
 }
 
-/// The scheme of an unquantised tensor.
-fn float_scheme(shard: &Shard, name: &str, dtype: Dtype) -> Result<&'static dyn Scheme> {
-    match dtype {
-        Dtype::BF16 => Ok(&scheme::BF16),
-        Dtype::F16 => Ok(&scheme::F16),
-        Dtype::F32 => Ok(&scheme::F32),
-        other => Err(type_error(shard, name, other, "BF16, F16 or F32")),
+impl Shard {
+    /// The scheme of an unquantised tensor: its element type.
+    ///
+    /// # Errors
+    /// [`Error::ElementType`] for anything but bf16, f16 and f32.
+    pub fn float_scheme(&self, name: &str, entry: &Entry) -> Result<&'static dyn Scheme> {
+        match entry.dtype {
+            Dtype::BF16 => Ok(&scheme::BF16),
+            Dtype::F16 => Ok(&scheme::F16),
+            Dtype::F32 => Ok(&scheme::F32),
+            other => Err(type_error(self, name, other, "BF16, F16 or F32")),
+        }
     }
 }
 

@@ -1,6 +1,9 @@
 //! What the commands print for a person.
 
-use squish_quant::{Inspection, Perplexity, Recipe, Report, Result, inspect::TensorInspection};
+use squish_quant::{
+    Inspection, Perplexity, Recipe, Report, Result,
+    inspect::{TensorInspection, bits},
+};
 use std::{collections::BTreeMap, fmt::Write, path::Path};
 
 /// Every tensor, then a line per scheme, then the whole.
@@ -41,7 +44,7 @@ fn summary(inspection: &Inspection) -> String {
     let mut out =
         format!("{:6}  {:>7}  {:>13}  {:>13}  {:>7}\n", "scheme", "tensors", "parameters", "bytes", "bits");
     for (scheme, (tensors, weights, bytes)) in by_scheme {
-        let bits = 8.0 * bytes as f64 / weights.max(1) as f64;
+        let bits = bits(bytes, weights);
         let _ = writeln!(out, "{scheme:6}  {tensors:>7}  {weights:>13}  {bytes:>13}  {bits:7.3}");
     }
     let recipe = inspection.recipe.as_ref().map(|r| format!(", recipe {r}")).unwrap_or_default();

@@ -22,7 +22,7 @@ impl<U: CodeUnit> Encoder for Gaussian<U> {
                 *code = levels.code(v * inverse);
             }
         }
-        self.pack_row(&row_codes, codes);
+        U::pack_row(&row_codes, codes);
     }
 }
 

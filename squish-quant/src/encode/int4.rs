@@ -5,7 +5,7 @@
 //! for those codes. The best of all is kept.
 
 use super::{Encoder, put_f16};
-use squish_kernels::scheme::Int4;
+use squish_kernels::scheme::{CodeUnit, Int4, Unit4};
 
 /// Fractions of the group's range that are tried.
 const RANGES: [f32; 6] = [1.0, 0.94, 0.88, 0.82, 0.76, 0.70];
@@ -23,7 +23,7 @@ impl Encoder for Int4 {
                 *code = Line { step, min }.code(*v) as u8;
             }
         }
-        self.pack_row(&row_codes, codes);
+        Unit4::pack_row(&row_codes, codes);
     }
 }
 

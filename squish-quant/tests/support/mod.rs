@@ -14,6 +14,29 @@ use std::{
 };
 use tempfile::TempDir;
 
+/// A recipe with every quantised scheme and both corrections; `v_proj` is kept as it is.
+pub const EVERYTHING: &str = r#"
+name = "everything"
+seed = 3
+[[rules]]
+tensors = ["model.embed_tokens.weight"]
+scheme = "int8"
+[[rules]]
+tensors = ["*.gate_proj.weight", "*.o_proj.weight"]
+scheme = "nf2"
+rank = 3
+sparse = 0.02
+[[rules]]
+tensors = ["*.up_proj.weight", "*.k_proj.weight"]
+scheme = "int3"
+[[rules]]
+tensors = ["*.down_proj.weight"]
+scheme = "int4r"
+[[rules]]
+tensors = ["*.q_proj.weight"]
+scheme = "int4"
+"#;
+
 /// Sizes and storage of a random Qwen2 checkpoint.
 #[derive(Debug, Clone)]
 pub struct Spec {
