@@ -50,6 +50,7 @@ mod template;
 #[cfg(test)]
 mod test_support;
 mod tokenizer;
+mod tokenizer_config;
 
 pub use cancel::CancelToken;
 pub use candle_core::Device;

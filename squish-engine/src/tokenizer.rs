@@ -3,9 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Deserialize;
-
-use crate::json_file::read_optional;
+use crate::tokenizer_config::{SpecialToken, TokenizerConfig};
 use crate::{Detokenizer, Error, Result};
 
 /// A checkpoint's tokenizer. Cloning shares it.
@@ -33,11 +31,7 @@ impl Tokenizer {
         inner.with_truncation(None).map_err(broken)?;
         inner.with_padding(None);
 
-        let config: TokenizerConfig = read_optional(
-            &dir.as_ref().join("tokenizer_config.json"),
-            "a tokenizer configuration in a JSON object",
-        )?
-        .unwrap_or_default();
+        let config = TokenizerConfig::from_dir(dir.as_ref())?;
         let id = |token: Option<SpecialToken>| inner.token_to_id(token?.text());
         let bos = id(config.bos_token.filter(|_| config.add_bos_token));
         let eos = id(config.eos_token);
@@ -101,30 +95,6 @@ impl Tokenizer {
 
 fn tokenizer_error(e: tokenizers::Error) -> Error {
     Error::Tokenizer { message: e.to_string() }
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct TokenizerConfig {
-    #[serde(default)]
-    add_bos_token: bool,
-    bos_token: Option<SpecialToken>,
-    eos_token: Option<SpecialToken>,
-}
-
-/// A special token as the files write it: its text, or an object with the text as `content`.
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-pub(crate) enum SpecialToken {
-    Text(String),
-    Object { content: String },
-}
-
-impl SpecialToken {
-    pub(crate) fn text(&self) -> &str {
-        match self {
-            SpecialToken::Text(text) | SpecialToken::Object { content: text } => text,
-        }
-    }
 }
 
 #[cfg(test)]

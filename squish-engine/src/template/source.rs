@@ -2,11 +2,9 @@
 
 use std::path::Path;
 
-use serde::Deserialize;
-
 use crate::Result;
-use crate::json_file::{read_optional, read_text};
-use crate::tokenizer::SpecialToken;
+use crate::json_file::read_text;
+use crate::tokenizer_config::{Templates, TokenizerConfig};
 
 /// What a checkpoint's files say about its chat template.
 #[derive(Debug, Default)]
@@ -19,9 +17,7 @@ pub(super) struct TemplateFiles {
 
 impl TemplateFiles {
     pub fn read(dir: &Path) -> Result<Self> {
-        let config: TokenizerConfig =
-            read_optional(&dir.join("tokenizer_config.json"), "a tokenizer configuration in a JSON object")?
-                .unwrap_or_default();
+        let config = TokenizerConfig::from_dir(dir)?;
         let tokens = [
             ("bos_token", config.bos_token),
             ("eos_token", config.eos_token),
@@ -53,26 +49,4 @@ impl TemplateFiles {
         }
         Ok(files)
     }
-}
-
-#[derive(Debug, Default, Deserialize)]
-struct TokenizerConfig {
-    chat_template: Option<Templates>,
-    bos_token: Option<SpecialToken>,
-    eos_token: Option<SpecialToken>,
-    unk_token: Option<SpecialToken>,
-    pad_token: Option<SpecialToken>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum Templates {
-    One(String),
-    Named(Vec<NamedTemplate>),
-}
-
-#[derive(Debug, Deserialize)]
-struct NamedTemplate {
-    name: String,
-    template: String,
 }
