@@ -167,29 +167,54 @@ mod tests {
         Packed::new(scheme, rows, cols, group, parts).unwrap()
     }
 
+    /// A matrix of arbitrary bytes in some scheme: of whole tiles where the scheme has them, else of whole units.
+    fn any_matrix() -> impl Strategy<Value = Packed> {
+        let shape = (0..scheme::ALL.len(), 1..40usize, 1..48usize, any::<u64>(), any::<bool>());
+        shape.prop_map(|(s, rows, tiles, seed, wide)| {
+            let scheme = scheme::ALL[s];
+            let fits = |cols, group| Packed::layout(scheme, rows, cols, group).is_ok();
+            let cols = if fits(16, 16) { tiles * 16 } else { tiles.div_ceil(4) * 64 };
+            let group = match scheme.default_group(cols) {
+                _ if wide && fits(cols, cols) => cols,
+                group if fits(cols, group) => group,
+                _ => 64,
+            };
+            arbitrary(scheme, rows, cols, group, seed)
+        })
+    }
+
+    fn equal(m: &Packed, row: usize, col: usize, fast: f32) -> std::result::Result<(), TestCaseError> {
+        let reference = m.weight(row, col);
+        prop_assert!(
+            fast.to_bits() == reference.to_bits() || (fast.is_nan() && reference.is_nan()),
+            "{} [{row}, {col}]: {fast} != {reference}",
+            m.scheme().name()
+        );
+        Ok(())
+    }
+
     proptest! {
         #[test]
-        fn fast_decode_equals_the_reference(
-            s in 0..scheme::ALL.len(), rows in 1..40usize, units in 1..12usize, seed: u64, wide: bool,
-        ) {
-            let scheme = scheme::ALL[s];
-            let cols = units * 64;
-            let mut group = scheme.default_group();
-            if wide && Packed::layout(scheme, rows, cols, cols).is_ok() {
-                group = cols;
-            } else if Packed::layout(scheme, rows, cols, group).is_err() {
-                group = 64;
-            }
-            let m = arbitrary(scheme, rows, cols, group, seed);
-            let mut row = vec![0.0; cols];
-            for r in 0..rows {
+        fn a_decoded_row_equals_the_reference(m in any_matrix()) {
+            let mut row = vec![0.0; m.cols()];
+            for r in 0..m.rows() {
                 m.decode_row(r, &mut row);
                 for (c, &fast) in row.iter().enumerate() {
-                    let reference = m.weight(r, c);
-                    prop_assert!(
-                        fast.to_bits() == reference.to_bits() || (fast.is_nan() && reference.is_nan()),
-                        "{} [{r}, {c}]: {fast} != {reference}", scheme.name()
-                    );
+                    equal(&m, r, c, fast)?;
+                }
+            }
+        }
+
+        #[test]
+        fn any_panel_equals_the_reference(m in any_matrix(), row: usize, rows in 1..17usize, col: usize) {
+            let row = row % m.rows();
+            let col = col % m.cols() / 64 * 64;
+            let (rows, cols) = (row..m.rows().min(row + rows), col..m.cols().min(col + PANEL_COLS));
+            let mut panel = [0.0; PANEL_ROWS * PANEL_COLS];
+            m.scheme().decode_panel(&m, rows.clone(), cols.clone(), &mut panel);
+            for r in rows {
+                for c in cols.clone() {
+                    equal(&m, r, c, panel[(r - row) * PANEL_COLS + c - col])?;
                 }
             }
         }
@@ -203,6 +228,8 @@ mod tests {
         assert!(refused("nf2", 4, 100, 64).contains("multiple of 64"));
         assert!(refused("int3", 4, 192, 128).contains("divide"));
         assert!(refused("int4", 4, 128, 64).contains("always 32"));
+        assert!(refused("tcq2", 4, 104, 104).contains("multiple of 16"));
+        assert!(refused("tcq3", 4, 128, 64).contains("whole row"));
         assert!(refused("int8", 0, 128, 64).contains("zero"));
         assert!(refused("f32", usize::MAX, 128, 1).contains("absurdly"));
         assert!(refused("f32", 1 << 30, 1 << 30, 1 << 62).contains("absurdly"));
@@ -217,11 +244,20 @@ mod tests {
     fn true_bits() {
         let bits = |name: &str| {
             let scheme = scheme::by_name(name).unwrap();
-            let parts = Packed::layout(scheme, 4096, 4096, scheme.default_group()).unwrap();
+            let parts = Packed::layout(scheme, 4096, 4096, scheme.default_group(4096)).unwrap();
             parts.iter().map(Part::bytes).sum::<usize>() as f64 * 8.0 / (4096.0 * 4096.0)
         };
-        let table =
-            [("nf2", 2.25), ("int3", 3.25), ("int4r", 4.125), ("int4", 5.0), ("int8", 8.125), ("bf16", 16.0)];
+        let table = [
+            ("nf2", 2.25),
+            ("tcq2", 2.00390625),
+            ("tcq3", 3.00390625),
+            ("tcq4", 4.00390625),
+            ("int3", 3.25),
+            ("int4r", 4.125),
+            ("int4", 5.0),
+            ("int8", 8.125),
+            ("bf16", 16.0),
+        ];
         for (name, expected) in table {
             assert_eq!(bits(name), expected, "{name}");
         }

@@ -102,8 +102,7 @@ impl Weight {
 
     /// `y [batch, rows] = x [batch, cols] W^T`, both f32.
     ///
-    /// Each output is summed in one order, whatever the batch: decoding a token at a time and prefilling
-    /// a batch give the same bits.
+    /// Large batches are summed in another order than single inputs: outputs agree to rounding, not to the bit.
     ///
     /// # Errors
     /// When the input is not a contiguous f32 tensor `[batch, cols]` or its device has no such op.
@@ -164,6 +163,11 @@ impl Input {
     /// An input that no linear has rotated yet.
     pub fn new(plain: Tensor) -> Self {
         Self { plain, rotated: RefCell::new(None) }
+    }
+
+    /// The input as it was given.
+    pub fn plain(&self) -> &Tensor {
+        &self.plain
     }
 
     fn rotated(&self, rotation: Option<&Arc<Rotation>>) -> CandleResult<Tensor> {

@@ -1,7 +1,8 @@
 //! Vector kernels: one algorithm, one thin instance per instruction set, chosen once at run time.
 //!
-//! [`generic`] holds each kernel once, written over the small [`Vector`](vector::Vector) trait. An instance is a
-//! function with `#[target_feature]` that calls it with its vector type. [`kernels`] picks the best
+//! [`generic`] holds the arithmetic once, written over the small [`Vector`](vector::Vector) trait. An instance is a
+//! function with `#[target_feature]` that calls it with its vector type. Look-ups in registers are each
+//! instruction set's own, beside a portable definition that they equal to the last bit. [`kernels`] picks the best
 //! instance that the running processor has; the environment variable `SQUISH_ISA` (`scalar`, `avx2`, `avx512`,
 //! `neon`) forces one, so that every instance can be tested on one machine.
 //!
@@ -9,6 +10,7 @@
 
 pub mod generic;
 pub mod scalar;
+pub mod tiles;
 pub mod vector;
 
 #[cfg(target_arch = "aarch64")]
@@ -20,12 +22,16 @@ use crate::{Error, Result, scheme::UNIT};
 use std::sync::OnceLock;
 
 pub use generic::Panel;
+pub use tiles::Tiles;
 
 /// An instance of [`generic::panel_dot`].
 pub type PanelDot = fn(Panel, &mut [f32]);
 
 /// Levels for a unit of codes below 16: see [`generic::lookup`].
 pub type Lookup = fn(&[u8; UNIT], &[i8; 16], f32, &mut [f32; UNIT]);
+
+/// Decodes tiles of a trellis code into rows that lie [`Tiles::stride`] apart: see [`tiles::decode`].
+pub type DecodeTiles = fn(Tiles, &mut [f32]);
 
 /// The kernels of one instruction set.
 #[derive(Debug, Clone, Copy)]
@@ -36,6 +42,8 @@ pub struct Kernels {
     pub panel_dot: PanelDot,
     /// Levels of a unit of codes, times the unit's scale.
     pub lookup: Lookup,
+    /// Levels of tiles of a trellis code, times their rows' scales.
+    pub tiles: DecodeTiles,
 }
 
 /// The instances that the running processor can execute, best first.
@@ -61,6 +69,12 @@ pub fn kernels() -> Result<Kernels> {
     CHOSEN.get_or_init(|| choose(std::env::var("SQUISH_ISA").ok().as_deref())).clone()
 }
 
+/// Whether `SQUISH_ISA` names the instruction set, so that nothing but these kernels may be used.
+pub fn is_forced() -> bool {
+    static FORCED: OnceLock<bool> = OnceLock::new();
+    *FORCED.get_or_init(|| std::env::var_os("SQUISH_ISA").is_some_and(|v| !v.is_empty()))
+}
+
 fn choose(asked: Option<&str>) -> Result<Kernels> {
     let available = available();
     let Some(asked) = asked.filter(|a| !a.is_empty()) else {
@@ -75,6 +89,7 @@ fn choose(asked: Option<&str>) -> Result<Kernels> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::scheme::trellis;
     use proptest::prelude::*;
 
     #[test]
@@ -96,6 +111,31 @@ mod tests {
                 for (i, &found) in out.iter().enumerate() {
                     let expected = step * f32::from(table[usize::from(codes[i])]);
                     prop_assert_eq!(found.to_bits(), expected.to_bits(), "{} {}", kernels.isa, i);
+                }
+            }
+        }
+
+        #[test]
+        fn every_decoding_of_tiles_equals_the_definition(
+            bits in 2..5usize, count in 1..17usize, first in 0..16usize, rows in 0..17usize, steps: [f32; 16],
+            table in prop::collection::vec(any::<i8>(), 256), codes in prop::collection::vec(any::<u8>(), 16 * 128),
+        ) {
+            let (codes, rows) = (&codes[..count * 32 * bits], rows.min(16 - first));
+            let (table, stride) = (table.as_slice().try_into().unwrap(), 16 * count + 3);
+            for kernels in available() {
+                let mut out = vec![7.0; 16 * stride];
+                let tiles = Tiles { bits, table, codes, first, steps: &steps[..rows], stride };
+                (kernels.tiles)(tiles, &mut out);
+                for (i, found) in out.iter().enumerate() {
+                    let (row, col) = (i / stride, i % stride);
+                    let expected = if row < rows && col < 16 * count {
+                        let tile = &codes[col / 16 * 32 * bits..][..32 * bits];
+                        let window = trellis::window(tile, bits, (first + row) * 16 + col % 16);
+                        steps[row] * f32::from(table[usize::from(window)])
+                    } else {
+                        7.0
+                    };
+                    prop_assert_eq!(found.to_bits(), expected.to_bits(), "{} {} {}", kernels.isa, row, col);
                 }
             }
         }

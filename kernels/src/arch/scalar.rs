@@ -3,11 +3,13 @@
 use super::{
     Kernels,
     generic::{self, Panel},
+    tiles,
     vector::Vector,
 };
 
 /// The portable kernels.
-pub const KERNELS: Kernels = Kernels { isa: "scalar", panel_dot, lookup: generic::lookup };
+pub const KERNELS: Kernels =
+    Kernels { isa: "scalar", panel_dot, lookup: generic::lookup, tiles: tiles::decode };
 
 impl Vector for [f32; 8] {
     const LANES: usize = 8;

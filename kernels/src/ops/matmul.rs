@@ -1,4 +1,5 @@
-//! `y = x W^T` for a packed `W`: dequantised panel by panel inside the multiplication.
+//! `y = x W^T` for a packed `W`: dequantised panel by panel inside the multiplication, or, for a large batch,
+//! some rows at a time for a general matrix product.
 
 use super::{rows_of, with_last_dim};
 use crate::{
@@ -8,6 +9,12 @@ use crate::{
 };
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
 use rayon::prelude::*;
+
+/// From this batch on, decoding rows to memory costs less than what a blocked product saves.
+const LARGE_BATCH: usize = 48;
+
+/// Weights that are decoded for one blocked product: 4 MiB of f32.
+const BLOCK_WEIGHTS: usize = 1 << 20;
 
 /// `x [.., cols] -> y [.., rows]`, f32.
 #[derive(Debug)]
@@ -23,7 +30,11 @@ impl CustomOp1 for MatMul {
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (x, batch) = rows_of(self.name(), storage, layout, self.0.cols())?;
-        let y = matmul(&self.0, x, batch).map_err(candle_core::Error::wrap)?;
+        let y = if batch >= LARGE_BATCH && !arch::is_forced() {
+            blocked(&self.0, x, batch)
+        } else {
+            matmul(&self.0, x, batch).map_err(candle_core::Error::wrap)?
+        };
         Ok((CpuStorage::F32(y), with_last_dim(layout, self.0.rows())))
     }
 }
@@ -42,6 +53,47 @@ fn matmul(w: &Packed, x: &[f32], batch: usize) -> crate::Result<Vec<f32>> {
         });
     }
     Ok(if batch > 1 { transpose(&transposed, batch) } else { transposed })
+}
+
+/// `y [batch, rows]` for a large batch `x [batch, cols]`: blocks of rows are decoded, then multiplied by a
+/// general matrix product.
+fn blocked(w: &Packed, x: &[f32], batch: usize) -> Vec<f32> {
+    let (rows, cols) = (w.rows(), w.cols());
+    let mut y = vec![0.0; batch * rows];
+    let block_rows = (BLOCK_WEIGHTS / cols).next_multiple_of(PANEL_ROWS).min(rows);
+    let mut weights = vec![0.0; block_rows * cols];
+    for first in (0..rows).step_by(block_rows) {
+        let count = block_rows.min(rows - first);
+        let weights = &mut weights[..count * cols];
+        weights.par_chunks_mut(cols).enumerate().for_each(|(r, out)| w.decode_row(first + r, out));
+        assert!(x.len() == batch * cols && y.len() == batch * rows && first + count <= rows);
+        // SAFETY: x [batch, cols] and weights^T [cols, count] are read, and columns first..first + count of
+        // y [batch, rows] written, within the lengths asserted above. The strides are (column, row).
+        unsafe {
+            gemm::gemm(
+                batch,
+                count,
+                cols,
+                y.as_mut_ptr().add(first),
+                1,
+                rows as isize,
+                false,
+                x.as_ptr(),
+                1,
+                cols as isize,
+                weights.as_ptr(),
+                cols as isize,
+                1,
+                0.0,
+                1.0,
+                false,
+                false,
+                false,
+                gemm::Parallelism::Rayon(0),
+            );
+        }
+    }
+    y
 }
 
 /// `[n, batch] -> [batch, n]`.

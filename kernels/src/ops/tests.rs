@@ -53,7 +53,7 @@ proptest! {
         s in 0..scheme::ALL.len(), rows in 1..70usize, units in 1..8usize, batch in 1..20usize, seed: u64,
     ) {
         let (name, cols) = (scheme::ALL[s].name(), 64 * units);
-        let group = match name { "int4" => 32, _ => 64 };
+        let group = match name { "int4" => 32, "tcq2" | "tcq3" | "tcq4" => cols, _ => 64 };
         let rng = &mut StdRng::seed_from_u64(seed);
         let w = random(name, rows, cols, group, rng);
         let x = input(batch, cols, rng);
@@ -63,6 +63,19 @@ proptest! {
         prop_assert_eq!(y.dims(), &[batch, rows]);
         let ratio = snr(&expected, &y.flatten_all().unwrap().to_vec1().unwrap());
         prop_assert!(ratio > 100.0, "{name}: {ratio} dB");
+    }
+}
+
+#[test]
+fn a_large_batch_equals_the_reference() {
+    let rng = &mut StdRng::seed_from_u64(5);
+    for (name, rows, cols, batch) in [("nf2", 50, 192, 48), ("bf16", 130, 77, 100), ("int4", 2100, 512, 64)] {
+        let w = random(name, rows, cols, if name == "int4" { 32 } else { 64 }, rng);
+        let x = input(batch, cols, rng);
+        let expected = product(&x, &w.dequant(), cols);
+        let x = Tensor::from_vec(x, (batch, cols), &Device::Cpu).unwrap();
+        let y = x.apply_op1_no_bwd(&MatMul(w)).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+        assert!(snr(&expected, &y) > 100.0, "{name}");
     }
 }
 

@@ -61,7 +61,7 @@ impl<E: Element> Scheme for Float<E> {
         self.name
     }
 
-    fn default_group(&self) -> usize {
+    fn default_group(&self, _cols: usize) -> usize {
         1
     }
 

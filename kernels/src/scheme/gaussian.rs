@@ -65,7 +65,7 @@ impl<U: CodeUnit> Scheme for Gaussian<U> {
         self.name
     }
 
-    fn default_group(&self) -> usize {
+    fn default_group(&self, _cols: usize) -> usize {
         self.group
     }
 

@@ -37,7 +37,7 @@ impl Scheme for Int4 {
         "int4"
     }
 
-    fn default_group(&self) -> usize {
+    fn default_group(&self, _cols: usize) -> usize {
         GROUP
     }
 

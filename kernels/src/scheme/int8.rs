@@ -32,7 +32,7 @@ impl Scheme for Int8 {
         "int8"
     }
 
-    fn default_group(&self) -> usize {
+    fn default_group(&self, _cols: usize) -> usize {
         128
     }
 

@@ -12,6 +12,7 @@ mod float;
 mod gaussian;
 mod int4;
 mod int8;
+pub mod trellis;
 mod units;
 
 use crate::{Error, Packed, Result};
@@ -21,6 +22,7 @@ pub use float::{BF16, Element, F16, F32, Float};
 pub use gaussian::{Gaussian, INT3, INT4R, NF2};
 pub use int4::{INT4, Int4};
 pub use int8::{INT8, Int8};
+pub use trellis::{LEVEL_UNIT, TCQ2, TCQ3, TCQ4, TILE, TILE_WEIGHTS, Trellis};
 pub use units::{CodeUnit, UNIT, Unit2, Unit3, Unit4};
 
 /// Rows of a panel: the most rows that are decoded together.
@@ -32,7 +34,7 @@ pub const PANEL_ROWS: usize = 16;
 pub const PANEL_COLS: usize = 256;
 
 /// Every scheme of this build, in order of bits.
-pub static ALL: &[&dyn Scheme] = &[&NF2, &INT3, &INT4R, &INT4, &INT8, &BF16, &F16, &F32];
+pub static ALL: &[&dyn Scheme] = &[&TCQ2, &NF2, &TCQ3, &INT3, &TCQ4, &INT4R, &INT4, &INT8, &BF16, &F16, &F32];
 
 /// Names of all schemes.
 pub fn names() -> Vec<&'static str> {
@@ -80,7 +82,7 @@ pub struct Part {
     pub suffix: &'static str,
     /// Element type.
     pub dtype: PartType,
-    /// `[rows, elements per row]`.
+    /// `[rows, elements per row]`, where a row of a part may hold several of the matrix: see [`Scheme::strip`].
     pub shape: [usize; 2],
 }
 
@@ -106,12 +108,20 @@ pub trait Scheme: Sync + std::fmt::Debug {
         1
     }
 
-    /// Group size (weights of one row that share a scale) where a recipe names none.
-    fn default_group(&self) -> usize;
+    /// Group size (weights of one row of `cols` that share a scale) where a recipe names none.
+    ///
+    /// It need not divide `cols`, unless the scheme knows only one group size for a row.
+    fn default_group(&self, cols: usize) -> usize;
 
     /// Whether the levels suit a Gaussian source, so that the input is rotated unless a recipe says otherwise.
     fn wants_rotation(&self) -> bool {
         false
+    }
+
+    /// Rows that are encoded together. A run of rows that is encoded on its own starts at a multiple of it, and ends
+    /// at one or at the matrix's last row; the bytes of consecutive runs make up each part.
+    fn strip(&self) -> usize {
+        1
     }
 
     /// Why a shape cannot be stored, if so. `rows`, `cols` and `group` are at least 1.

@@ -3,6 +3,7 @@
 use crate::arch::{
     Kernels,
     generic::{self, Panel},
+    tiles::{Tiles, Windows, row_bits},
     vector::Vector,
 };
 use crate::scheme::UNIT;
@@ -14,6 +15,7 @@ pub fn kernels() -> Option<Kernels> {
         isa: "avx2",
         panel_dot,
         lookup,
+        tiles: decode_tiles,
     })
 }
 
@@ -59,23 +61,119 @@ fn panel_dot(panel: Panel, y: &mut [f32]) {
     unsafe { instance(panel, y) }
 }
 
+/// Sixteen levels, times a step.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn store_levels(levels: __m128i, step: __m256, out: &mut [f32; 16]) {
+    let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(levels));
+    let high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(levels, levels)));
+    // SAFETY: the pointers are those of eight f32 each.
+    unsafe {
+        _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(low, step));
+        _mm256_storeu_ps(out.as_mut_ptr().add(8), _mm256_mul_ps(high, step));
+    }
+}
+
 /// Sixteen codes a step: the table is one register of bytes, which `pshufb` indexes with the codes.
 fn lookup(codes: &[u8; UNIT], table: &[i8; 16], step: f32, out: &mut [f32; UNIT]) {
     #[target_feature(enable = "avx2")]
     fn instance(codes: &[u8; UNIT], table: &[i8; 16], step: f32, out: &mut [f32; UNIT]) {
         let step = _mm256_set1_ps(step);
         for (codes, out) in codes.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<16>().0) {
-            // SAFETY: the pointers are those of arrays of 16 elements, and this function has the instruction set.
-            unsafe {
-                let table = _mm_loadu_si128(table.as_ptr().cast());
-                let levels = _mm_shuffle_epi8(table, _mm_loadu_si128(codes.as_ptr().cast()));
-                let low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(levels));
-                let high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(levels, levels)));
-                _mm256_storeu_ps(out.as_mut_ptr(), _mm256_mul_ps(low, step));
-                _mm256_storeu_ps(out.as_mut_ptr().add(8), _mm256_mul_ps(high, step));
-            }
+            // SAFETY: the pointers are those of arrays of 16 bytes.
+            let (table, codes) =
+                unsafe { (_mm_loadu_si128(table.as_ptr().cast()), _mm_loadu_si128(codes.as_ptr().cast())) };
+            store_levels(_mm_shuffle_epi8(table, codes), step, out);
         }
     }
     // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
     unsafe { instance(codes, table, step, out) }
+}
+
+/// Two rows of a tile a step, one in each half of a register.
+fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
+    #[target_feature(enable = "avx2")]
+    fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
+        let Tiles { first, steps, stride, .. } = tiles;
+        let table = tiles.table.as_chunks::<16>().0;
+        let table: [__m256i; 16] = std::array::from_fn(|i| both(&table[i]));
+        for (t, tile) in tiles.codes.chunks_exact(32 * K).enumerate() {
+            for (pair, steps) in steps.chunks(2).enumerate() {
+                let row = first + 2 * pair;
+                let high = row_bytes::<K>(tile, row + steps.len() - 1);
+                let levels =
+                    levels_of(windows::<K>(_mm256_set_m128i(high, row_bytes::<K>(tile, row))), &table);
+                let halves = [_mm256_castsi256_si128(levels), _mm256_extracti128_si256(levels, 1)];
+                for (r, (&step, half)) in steps.iter().zip(halves).enumerate() {
+                    // SAFETY: `check` made sure of 16 values for every row and tile.
+                    let out = unsafe { &mut *out.as_mut_ptr().add((2 * pair + r) * stride + 16 * t).cast() };
+                    store_levels(half, _mm256_set1_ps(step), out);
+                }
+            }
+        }
+    }
+    tiles.check(out);
+    // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
+    unsafe {
+        match tiles.bits {
+            2 => instance::<2>(tiles, out),
+            3 => instance::<3>(tiles, out),
+            _ => instance::<4>(tiles, out),
+        }
+    }
+}
+
+/// Sixteen bytes, in both halves of a register.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn both<T>(bytes: &[T]) -> __m256i {
+    assert!(size_of_val(bytes) >= 16);
+    // SAFETY: sixteen bytes are readable.
+    _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+}
+
+/// [`row_bits`] in a register.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn row_bytes<const K: usize>(tile: &[u8], row: usize) -> __m128i {
+    match tile.get(2 * K * row..2 * K * row + 16) {
+        // SAFETY: the pointer is that of sixteen bytes.
+        Some(bytes) => unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) },
+        None => {
+            let bits = row_bits::<K>(tile, row);
+            _mm_set_epi64x((bits >> 64) as i64, bits as i64)
+        }
+    }
+}
+
+/// The windows of a row in each half, from its bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn windows<const K: usize>(bits: __m256i) -> __m256i {
+    // A window in two bytes, times 2^(8 - shift), has its bits in the upper byte.
+    let factors = |shifts: [i16; 8]| both(&shifts.map(|shift| 1i16 << (8 - shift)));
+    let (even, odd) = (both(&Windows::<K, 0>::BYTES), both(&Windows::<K, 1>::BYTES));
+    let even = _mm256_mullo_epi16(_mm256_shuffle_epi8(bits, even), factors(Windows::<K, 0>::SHIFTS));
+    let odd = _mm256_mullo_epi16(_mm256_shuffle_epi8(bits, odd), factors(Windows::<K, 1>::SHIFTS));
+    let upper = _mm256_set1_epi16(0xff00u16.cast_signed());
+    _mm256_or_si256(_mm256_srli_epi16(even, 8), _mm256_and_si256(odd, upper))
+}
+
+/// The level of each window: 16 tables of 16 bytes looked up at its low nibble, and the one that its high nibble names chosen.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn levels_of(windows: __m256i, table: &[__m256i; 16]) -> __m256i {
+    // `pshufb` yields 0 where an index has its highest bit set. Index `j` has it clear only where bits 4 and 5 of the window
+    // are `j`: there the lower six bits xor 16 j are below 16, and stay below 128 when 112 is added.
+    let six = _mm256_and_si256(windows, _mm256_set1_epi8(63));
+    let index: [__m256i; 4] = std::array::from_fn(|j| {
+        _mm256_add_epi8(_mm256_xor_si256(six, _mm256_set1_epi8(16 * j as i8)), _mm256_set1_epi8(112))
+    });
+    let at = |i: usize, j: usize| _mm256_shuffle_epi8(table[4 * i + j], index[j]);
+    let four = |i| _mm256_or_si256(_mm256_or_si256(at(i, 0), at(i, 1)), _mm256_or_si256(at(i, 2), at(i, 3)));
+    // `blendv` looks at the highest bit of each byte: bit 6 shifted there, then bit 7.
+    let bit6 = _mm256_slli_epi16(windows, 1);
+    let (lower, upper) =
+        (_mm256_blendv_epi8(four(0), four(1), bit6), _mm256_blendv_epi8(four(2), four(3), bit6));
+    _mm256_blendv_epi8(lower, upper, windows)
 }

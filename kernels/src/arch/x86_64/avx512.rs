@@ -10,7 +10,8 @@ use std::arch::x86_64::*;
 /// The kernels, if the processor has it.
 pub fn kernels() -> Option<Kernels> {
     let narrower = super::avx2::kernels()?;
-    is_x86_feature_detected!("avx512f").then_some(Kernels { isa: "avx512", panel_dot, ..narrower })
+    let tiles = super::vbmi::tiles().unwrap_or(narrower.tiles);
+    is_x86_feature_detected!("avx512f").then_some(Kernels { isa: "avx512", panel_dot, tiles, ..narrower })
 }
 
 impl Vector for __m512 {

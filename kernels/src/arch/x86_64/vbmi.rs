@@ -1,0 +1,113 @@
+//! AVX-512 with byte permutations (VBMI): 64 windows of a trellis code at once.
+
+use crate::arch::{DecodeTiles, tiles::Tiles};
+use std::arch::x86_64::*;
+
+/// The decoding of tiles, if the processor has it.
+pub fn tiles() -> Option<DecodeTiles> {
+    (is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512vbmi"))
+    .then_some(decode)
+}
+
+/// A quarter of a tile a step: four rows.
+fn decode(tiles: Tiles, out: &mut [f32]) {
+    tiles.check(out);
+    // SAFETY: `tiles` hands this function out only where the processor has the instruction set.
+    unsafe {
+        match tiles.bits {
+            2 => instance::<2>(tiles, out),
+            3 => instance::<3>(tiles, out),
+            _ => instance::<4>(tiles, out),
+        }
+    }
+}
+
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
+    let Tiles { first, steps, stride, .. } = tiles;
+    let rows = first..first + steps.len();
+    let table: [__m512i; 4] =
+        std::array::from_fn(|i| load(tiles.table[64 * i..].first_chunk().expect("256 levels")));
+    let shifts = load(&Quarter::<K>::SHIFTS);
+    for (t, tile) in tiles.codes.chunks_exact(32 * K).enumerate() {
+        let (low, high) = tile_bytes::<K>(tile);
+        for quarter in rows.start / 4..rows.end.div_ceil(4) {
+            // Eight windows in each 64-bit lane: the bytes that they lie in, then eight bits from each one's first.
+            let lanes = _mm512_permutex2var_epi8(low, load(&Quarter::<K>::BYTES[quarter]), high);
+            let windows = _mm512_multishift_epi64_epi8(shifts, lanes);
+            // A permutation looks at the lower seven bits of a window; the eighth chooses between two of them.
+            let lower = _mm512_permutex2var_epi8(table[0], windows, table[1]);
+            let upper = _mm512_permutex2var_epi8(table[2], windows, table[3]);
+            let levels = _mm512_mask_blend_epi8(_mm512_movepi8_mask(windows), lower, upper);
+            let four = [
+                _mm512_castsi512_si128(levels),
+                _mm512_extracti32x4_epi32(levels, 1),
+                _mm512_extracti32x4_epi32(levels, 2),
+                _mm512_extracti32x4_epi32(levels, 3),
+            ];
+            for (row, levels) in (4 * quarter..).zip(four) {
+                if rows.contains(&row) {
+                    let step = _mm512_set1_ps(steps[row - first]);
+                    let weights = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(levels)), step);
+                    // SAFETY: `check` made sure of 16 values for every row and tile.
+                    unsafe {
+                        _mm512_storeu_ps(out.as_mut_ptr().add((row - first) * stride + 16 * t), weights)
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// How the 64 windows of a quarter of a tile lie in its bytes: lane `e` of 64 bits holds windows `8e` to `8e + 7`.
+struct Quarter<const K: usize>;
+
+impl<const K: usize> Quarter<K> {
+    /// The bytes that each lane takes, for each quarter: eight from the start of its eight windows on, wrapping around.
+    const BYTES: [[i8; 64]; 4] = {
+        let mut bytes = [[0; 64]; 4];
+        let mut i = 0;
+        while i < 256 {
+            bytes[i / 64][i % 64] = ((K * (i / 8) + i % 8) % (32 * K)) as i8;
+            i += 1;
+        }
+        bytes
+    };
+
+    /// The bit of its lane where each window begins.
+    const SHIFTS: [i8; 64] = {
+        let mut shifts = [0; 64];
+        let mut i = 0;
+        while i < 64 {
+            shifts[i] = (K * (i % 8)) as i8;
+            i += 1;
+        }
+        shifts
+    };
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn load(bytes: &[i8; 64]) -> __m512i {
+    // SAFETY: the pointer is that of 64 bytes.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+}
+
+/// A tile's 64, 96 or 128 bytes; what the second register holds past them is never looked at.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn tile_bytes<const K: usize>(tile: &[u8]) -> (__m512i, __m512i) {
+    assert!(tile.len() == 32 * K);
+    // SAFETY: the reads end at byte 64, 96 or 128 of the tile, which has that many.
+    unsafe {
+        let low = _mm512_loadu_si512(tile.as_ptr().cast());
+        let high = match K {
+            2 => low,
+            3 => _mm512_castsi256_si512(_mm256_loadu_si256(tile.as_ptr().add(64).cast())),
+            _ => _mm512_loadu_si512(tile.as_ptr().add(64).cast()),
+        };
+        (low, high)
+    }
+}

@@ -1,0 +1,136 @@
+//! `tcq2`, `tcq3`, `tcq4`: trellis codes of 2, 3 and 4 bits a weight.
+//!
+//! A weight's level is looked up not by its own `k` bits alone but by a window of eight, most of which it
+//! shares with its neighbours: the codes of a tile form a path through a trellis of 256 states, and an
+//! encoder that searches the paths (Viterbi's algorithm) finds levels that fit better than separate codes of
+//! the same size could (M. Marcellin and T. Fischer, "Trellis coded quantization", 1990). With `bits` the code of a tile of
+//! 16 x 16 weights, 256 k bits that wrap around ("tail-biting"), weight `i` of the tile, row by row, is
+//!
+//! ```text
+//! weight = scale[row] * TABLE[bits k i .. k i + 8] / 32
+//! ```
+//!
+//! So each next window drops the lowest `k` bits of the last one, and takes in `k` new ones at the top. Eight bits are
+//! few on purpose: 256 windows are looked up in vector registers.
+//!
+//! Parts: `codes` U8 `[ceil(rows / 16), cols / 16 * 32 k]`, the tiles of 16 rows from left to right (rows past the last one are
+//! padding), `scales` F16 `[rows, 1]`. `cols` is a multiple of 16. At 4096 columns 16/4096 bits more than `k`.
+
+mod tables;
+mod tile;
+
+use super::{PANEL_COLS, Part, PartType, Scheme};
+use crate::{
+    Packed,
+    arch::{self, Tiles},
+};
+use std::ops::Range;
+use tables::{TABLE_2, TABLE_3, TABLE_4, Table};
+
+pub use tile::{pack, window, windows};
+
+/// Rows, and columns, of a tile.
+pub const TILE: usize = 16;
+/// Weights of a tile.
+pub const TILE_WEIGHTS: usize = TILE * TILE;
+/// What an integer level is divided by.
+pub const LEVEL_UNIT: f32 = 32.0;
+
+/// Two bits a weight: 11.29 dB on a Gaussian.
+pub static TCQ2: Trellis = Trellis { name: "tcq2", bits: 2, table: &TABLE_2 };
+/// Three bits a weight: 17.01 dB on a Gaussian.
+pub static TCQ3: Trellis = Trellis { name: "tcq3", bits: 3, table: &TABLE_3 };
+/// Four bits a weight: 22.72 dB on a Gaussian.
+pub static TCQ4: Trellis = Trellis { name: "tcq4", bits: 4, table: &TABLE_4 };
+
+/// A trellis code with a trained table and one f16 scale a row.
+#[derive(Debug)]
+pub struct Trellis {
+    name: &'static str,
+    bits: usize,
+    table: &'static Table,
+}
+
+impl Trellis {
+    /// Bits of a weight, `k`: 2, 3 or 4.
+    pub fn bits(&self) -> usize {
+        self.bits
+    }
+
+    /// The level of each window, in units of the row's scale over [`LEVEL_UNIT`].
+    pub fn table(&self) -> &'static [i8; 256] {
+        &self.table.levels
+    }
+
+    /// Bytes of a tile's code.
+    pub fn tile_bytes(&self) -> usize {
+        TILE_WEIGHTS / 8 * self.bits
+    }
+
+    /// The scale that the table was trained for, for a Gaussian of standard deviation 1.
+    pub fn gaussian_scale(&self) -> f32 {
+        self.table.step * LEVEL_UNIT
+    }
+}
+
+impl Scheme for Trellis {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn default_group(&self, cols: usize) -> usize {
+        cols
+    }
+
+    fn wants_rotation(&self) -> bool {
+        true
+    }
+
+    fn strip(&self) -> usize {
+        TILE
+    }
+
+    fn refuse(&self, _rows: usize, cols: usize, group: usize) -> Option<&'static str> {
+        if !cols.is_multiple_of(TILE) {
+            Some("columns must be a multiple of 16")
+        } else if group != cols {
+            Some("the group is always the whole row")
+        } else {
+            None
+        }
+    }
+
+    fn parts(&self, rows: usize, cols: usize, _group: usize) -> Vec<Part> {
+        let codes = [rows.div_ceil(TILE), cols / TILE * self.tile_bytes()];
+        vec![
+            Part { suffix: "codes", dtype: PartType::U8, shape: codes },
+            Part { suffix: "scales", dtype: PartType::F16, shape: [rows, 1] },
+        ]
+    }
+
+    fn weight(&self, m: &Packed, row: usize, col: usize) -> f32 {
+        let tile = &m.row(0, row / TILE)[col / TILE * self.tile_bytes()..][..self.tile_bytes()];
+        let window = window(tile, self.bits, row % TILE * TILE + col % TILE);
+        m.f16(1, row, 0) * (f32::from(self.table.levels[usize::from(window)]) / LEVEL_UNIT)
+    }
+
+    fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {
+        // A forced instruction set that is absent is an error of the multiplication; decoding then takes its time.
+        let decode = arch::kernels().map_or(arch::scalar::KERNELS.tiles, |kernels| kernels.tiles);
+        let tiles = cols.start / TILE * self.tile_bytes()..cols.end / TILE * self.tile_bytes();
+        let mut row = rows.start;
+        while row < rows.end {
+            let (strip, first) = (row / TILE, row % TILE);
+            let end = rows.end.min((strip + 1) * TILE);
+            // scale * level is exact in f32 (11 + 7 bits): the same as the reference, in any order.
+            let mut steps = [0.0; TILE];
+            for (step, row) in steps.iter_mut().zip(row..end) {
+                *step = m.f16(1, row, 0) / LEVEL_UNIT;
+            }
+            let (codes, steps) = (&m.row(0, strip)[tiles.clone()], &steps[..end - row]);
+            let run = Tiles { bits: self.bits, table: self.table(), codes, first, steps, stride: PANEL_COLS };
+            decode(run, &mut out[(row - rows.start) * PANEL_COLS..]);
+            row = end;
+        }
+    }
+}
