@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
-use squish_models::Model;
+use squish_models::{CertificateDemand, Model};
 
 use crate::{
     ChatRequest, ChatTemplate, Completion, GenerationConfig, GenerationOptions, Result, Session, TextStream,
@@ -40,7 +40,7 @@ impl Pipeline {
 
     /// Sets device and options before loading.
     pub fn builder() -> PipelineBuilder {
-        PipelineBuilder { device: Device::Cpu, options: None }
+        PipelineBuilder { device: Device::Cpu, options: None, demand: None }
     }
 
     /// The options in use: those of the checkpoint's `generation_config.json` unless replaced.
@@ -139,6 +139,7 @@ impl Pipeline {
 pub struct PipelineBuilder {
     device: Device,
     options: Option<GenerationOptions>,
+    demand: Option<CertificateDemand>,
 }
 
 impl PipelineBuilder {
@@ -154,10 +155,17 @@ impl PipelineBuilder {
         self
     }
 
+    /// Loads only a checkpoint whose certificate meets this: one that says how far it is from its original.
+    pub fn require_certificate(mut self, demand: CertificateDemand) -> Self {
+        self.demand = Some(demand);
+        self
+    }
+
     /// Loads the checkpoint directory `dir`. Weights are mapped, not copied.
     ///
     /// # Errors
-    /// As [`Pipeline::from_dir`], and [`Option`](crate::Error::Option) for options out of range.
+    /// As [`Pipeline::from_dir`], [`Option`](crate::Error::Option) for options out of range, and
+    /// [`Model`](crate::Error::Model) for a certificate that is missing or does not meet the demand.
     pub fn build(self, dir: impl AsRef<Path>) -> Result<Pipeline> {
         let dir = dir.as_ref();
         if let Some(options) = &self.options {
@@ -170,7 +178,9 @@ impl PipelineBuilder {
         if eos_token_ids.is_empty() {
             eos_token_ids.extend(tokenizer.eos_token_id());
         }
-        let model = Model::from_dir(dir, &self.device)?;
+        let weights = squish_models::Checkpoint::open(dir)?;
+        self.demand.iter().try_for_each(|demand| weights.require_certificate(demand).map(|_| ()))?;
+        let model = Model::from_checkpoint(&weights, &self.device)?;
         Ok(Pipeline {
             checkpoint: Arc::new(Checkpoint { model, tokenizer, template, eos_token_ids }),
             options: self.options.unwrap_or(generation.options),

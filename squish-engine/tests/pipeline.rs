@@ -6,7 +6,8 @@ use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 use squish_engine::{
-    ChatRequest, Error, FinishReason, GenerationOptions, Message, Pipeline, PipelineBuilder, Session,
+    CertificateDemand, ChatRequest, Error, FinishReason, GenerationOptions, Message, Pipeline,
+    PipelineBuilder, Session,
 };
 
 const BUNDLED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/squish-tiny-sqint2");
@@ -306,5 +307,16 @@ fn the_checkpoint_says_how_it_is_sampled() {
         let options = pipeline.options();
         assert_eq!((options.temperature, options.top_k, options.top_p), (0.7, Some(20), 0.8));
         assert_eq!(pipeline.eos_token_ids(), [2, 0]);
+    }
+}
+
+#[test]
+fn a_certificate_can_be_demanded() {
+    for dir in checkpoints() {
+        // No squished model is that close, and an original one has no certificate.
+        let demand = CertificateDemand { max_kl: Some(0.0), ..CertificateDemand::default() };
+        let error = Pipeline::builder().require_certificate(demand).build(&dir).unwrap_err();
+        assert!(error.to_string().contains("model.safetensors: "), "{error}");
+        assert!(matches!(error, Error::Model(squish_models::Error::Certificate { .. })), "{error}");
     }
 }

@@ -98,6 +98,14 @@ pub enum Error {
         /// What is wrong.
         source: squish_kernels::Error,
     },
+    /// A checkpoint carries no certificate, or one that does not meet what the caller asked of it.
+    #[error("{path}: {reason}", path = .path.display())]
+    Certificate {
+        /// The file.
+        path: PathBuf,
+        /// What is missing.
+        reason: String,
+    },
     /// More positions than the model's context holds.
     #[error("the context is full: {needed} positions needed, the model has {limit}")]
     ContextFull {

@@ -30,7 +30,7 @@ pub mod model;
 pub mod qwen2;
 
 pub use candle_core::{Device, Tensor};
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{CertificateDemand, Checkpoint};
 pub use config::ModelConfig;
 pub use error::{Error, Result};
 pub use model::{Model, Session};

@@ -48,6 +48,11 @@ impl Model {
         self.0.config()
     }
 
+    /// The architecture's own interface: its layers, one at a time.
+    pub fn layers(&self) -> &dyn CausalLm {
+        &*self.0
+    }
+
     /// A new session with an empty cache.
     pub fn session(&self) -> Session {
         Session { cache: KvCache::new(self.config().num_hidden_layers), model: self.clone() }

@@ -3,12 +3,10 @@
 
 use crate::{
     Checkpoint, Result,
-    causal_lm::CausalLm,
+    causal_lm::{CausalLm, Step},
     config::{self, ModelConfig},
-    kv_cache::{KvCache, LayerCache},
-    layers::{
-        Attention, AttentionShape, Embedding, GatedMlp, Linear, RmsNorm, Rotary, RotaryTable, causal_mask,
-    },
+    kv_cache::LayerCache,
+    layers::{Attention, AttentionShape, Embedding, GatedMlp, Linear, RmsNorm, Rotary, causal_mask},
 };
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
@@ -95,19 +93,6 @@ struct Block {
     mlp: GatedMlp,
 }
 
-impl Block {
-    fn forward(
-        &self,
-        x: &Tensor,
-        rotary: &RotaryTable,
-        mask: Option<&Tensor>,
-        cache: &mut LayerCache,
-    ) -> candle_core::Result<Tensor> {
-        let x = (x + self.attention.forward(self.input_norm.forward(x)?, rotary, mask, cache)?)?;
-        &x + self.mlp.forward(self.post_attention_norm.forward(&x)?)?
-    }
-}
-
 /// A loaded model.
 #[derive(Debug)]
 struct Qwen2 {
@@ -176,15 +161,33 @@ impl CausalLm for Qwen2 {
         &self.config
     }
 
-    fn hidden(&self, ids: &[u32], cache: &mut KvCache) -> candle_core::Result<Tensor> {
-        let (past, n) = (cache.len(), ids.len());
+    fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
+        self.embedding.forward(&Tensor::new(ids, &self.device)?)
+    }
+
+    fn step(&self, past: usize, n: usize) -> candle_core::Result<Step> {
         let rotary = self.rotary.table(past, n, &self.device)?;
-        let mask = causal_mask(n, past, &self.device)?;
-        let mut x = self.embedding.forward(&Tensor::new(ids, &self.device)?)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x, &rotary, mask.as_ref(), cache.layer(i))?;
-        }
-        self.norm.forward(&x)
+        Ok(Step { rotary, mask: causal_mask(n, past, &self.device)? })
+    }
+
+    fn attention(
+        &self,
+        block: usize,
+        x: &Tensor,
+        step: &Step,
+        cache: &mut LayerCache,
+    ) -> candle_core::Result<Tensor> {
+        let Block { input_norm, attention, .. } = &self.blocks[block];
+        x + attention.forward(input_norm.forward(x)?, &step.rotary, step.mask.as_ref(), cache)?
+    }
+
+    fn mlp(&self, block: usize, x: &Tensor) -> candle_core::Result<Tensor> {
+        let Block { post_attention_norm, mlp, .. } = &self.blocks[block];
+        x + mlp.forward(post_attention_norm.forward(x)?)?
+    }
+
+    fn norm(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.norm.forward(x)
     }
 
     fn head(&self, hidden: Tensor) -> candle_core::Result<Tensor> {

@@ -1,5 +1,6 @@
 //! What a squished weights file says of itself, as JSON in its metadata.
 
+use super::Certificate;
 use safetensors::Dtype;
 use serde::{Deserialize, Serialize};
 use squish_kernels::{
@@ -26,6 +27,9 @@ pub struct Manifest {
     pub recipe: String,
     /// A record for every packed tensor, by the original tensor's name.
     pub tensors: BTreeMap<String, TensorRecord>,
+    /// What was counted and measured of the whole checkpoint; in the first weights file only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
 }
 
 /// How one tensor is stored.

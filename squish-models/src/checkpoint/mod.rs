@@ -3,10 +3,12 @@
 //! Weights files are memory-mapped; nothing is copied but norms and biases. `docs/format.md` specifies
 //! what a squished checkpoint looks like.
 
+mod certificate;
 mod manifest;
 mod shard;
 mod tensors;
 
+pub use certificate::{Calibration, Certificate, CertificateDemand, Measurement, Source};
 pub use manifest::{
     FORMAT, LowRankRecord, MANIFEST_KEY, Manifest, PackedRecord, QUANT_METHOD, RotationRecord, SparseRecord,
     StoredPart, TensorRecord,
@@ -14,9 +16,9 @@ pub use manifest::{
 pub use shard::{Entry, Shard};
 pub use tensors::Tensors;
 
-use crate::{Error, Result};
+use crate::{Error, Result, layers::Observer};
 use serde_json::Value;
-use squish_kernels::Rotation;
+use squish_kernels::{Rotation, Weight};
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
@@ -39,6 +41,9 @@ pub struct Checkpoint {
     manifest: Option<Manifest>,
     /// Rotations by size, block and seed: layers share them.
     rotations: Mutex<HashMap<(usize, usize, u64), Arc<Rotation>>>,
+    /// Weights that take the place of stored ones, by tensor name.
+    replaced: HashMap<String, Weight>,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl Checkpoint {
@@ -65,7 +70,16 @@ impl Checkpoint {
             }
             shards.push(shard);
         }
-        let checkpoint = Self { dir, config, shards, entries, manifest, rotations: Mutex::default() };
+        let checkpoint = Self {
+            dir,
+            config,
+            shards,
+            entries,
+            manifest,
+            rotations: Mutex::default(),
+            replaced: HashMap::new(),
+            observer: None,
+        };
         checkpoint.check_quantisation()?;
         Ok(checkpoint)
     }
@@ -116,6 +130,21 @@ impl Checkpoint {
     /// Names of all stored tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.entries.keys().map(String::as_str)
+    }
+
+    /// Models loaded from now on have this weight in place of the stored one.
+    pub fn replace(&mut self, name: &str, weight: Weight) {
+        self.replaced.insert(name.into(), weight);
+    }
+
+    /// Models loaded from now on have the stored weight again.
+    pub fn restore(&mut self, name: &str) {
+        self.replaced.remove(name);
+    }
+
+    /// The linears of models loaded from now on show their inputs to `observer`.
+    pub fn observe(&mut self, observer: Option<Arc<dyn Observer>>) {
+        self.observer = observer;
     }
 
     /// Where a stored tensor lies: its shard and its entry there.

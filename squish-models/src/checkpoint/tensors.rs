@@ -1,7 +1,7 @@
 //! Tensors of a checkpoint by name, under a prefix.
 
 use super::{Checkpoint, Entry, PackedRecord, Shard, StoredPart, TensorRecord};
-use crate::{Error, Result};
+use crate::{Error, Result, layers::Observer};
 use bytes::Bytes;
 use candle_core::{DType, Device, Tensor};
 use safetensors::Dtype;
@@ -9,6 +9,7 @@ use squish_kernels::{
     LowRank, Packed, Sparse, Weight,
     scheme::{self, Scheme},
 };
+use std::sync::Arc;
 
 /// The tensors of a checkpoint whose names begin with a prefix. Cheap to make; [`Tensors::pp`] descends.
 #[derive(Debug, Clone)]
@@ -54,6 +55,11 @@ impl<'a> Tensors<'a> {
     /// When it is missing, has another shape, or its stored parts are not what its record says.
     pub fn weight(&self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
         let name = self.full(name);
+        if let Some(weight) = self.checkpoint.replaced.get(&name) {
+            let (shard, found) = (&self.checkpoint.shards[0], [weight.rows(), weight.cols()]);
+            check_shape(shard, &name, &found, &[rows, cols])?;
+            return Ok(weight.clone());
+        }
         match self.checkpoint.manifest().and_then(|m| m.tensors.get(&name)) {
             Some(record) => self.packed_weight(&name, record, rows, cols),
             None => {
@@ -61,10 +67,16 @@ impl<'a> Tensors<'a> {
                 check_shape(shard, &name, &entry.shape, &[rows, cols])?;
                 let scheme = shard.float_scheme(&name, entry)?;
                 let packed =
-                    Packed::new(scheme, rows, cols, scheme.default_group(), vec![shard.bytes(entry)]);
+                    Packed::new(scheme, rows, cols, scheme.default_group(cols), vec![shard.bytes(entry)]);
                 Ok(packed.map_err(|source| weight_error(shard, &name, source))?.into())
             }
         }
+    }
+
+    /// Who wants to see the inputs of the matrix `name`, and its full name.
+    pub fn observer(&self, name: &str) -> Option<(Arc<str>, Arc<dyn Observer>)> {
+        let observer = self.checkpoint.observer.clone()?;
+        Some((self.full(name).into(), observer))
     }
 
     fn packed_weight(&self, name: &str, record: &TensorRecord, rows: usize, cols: usize) -> Result<Weight> {

@@ -3,12 +3,25 @@
 use crate::{Result, checkpoint::Tensors};
 use candle_core::{Device, Tensor};
 use squish_kernels::{Input, Weight};
+use std::sync::Arc;
+
+/// Sees the inputs of the linears of a model that was loaded from a checkpoint with
+/// [`Checkpoint::observe`](crate::Checkpoint::observe): how calibration learns what each matrix multiplies.
+pub trait Observer: Send + Sync + std::fmt::Debug {
+    /// `input` is about to be multiplied by the matrix of this tensor name.
+    ///
+    /// # Errors
+    /// When a tensor operation of the observer fails; the forward pass then fails with it.
+    fn input(&self, weight: &str, input: &Input) -> candle_core::Result<()>;
+}
 
 /// `y = x W^T + b`.
 #[derive(Debug, Clone)]
 pub struct Linear {
     weight: Weight,
     bias: Option<Tensor>,
+    /// The weight's name, and who wants to see its inputs.
+    observer: Option<(Arc<str>, Arc<dyn Observer>)>,
 }
 
 impl Linear {
@@ -25,7 +38,7 @@ impl Linear {
     ) -> Result<Self> {
         let weight = tensors.weight("weight", out_features, in_features)?;
         let bias = bias.then(|| tensors.dense("bias", &[out_features], device)).transpose()?;
-        Ok(Self { weight, bias })
+        Ok(Self { weight, bias, observer: tensors.observer("weight") })
     }
 
     /// `x [positions, in_features] -> [positions, out_features]`. Linears of one [`Input`] share its rotation.
@@ -33,6 +46,9 @@ impl Linear {
     /// # Errors
     /// When a tensor operation fails.
     pub fn forward(&self, x: &Input) -> candle_core::Result<Tensor> {
+        if let Some((name, observer)) = &self.observer {
+            observer.input(name, x)?;
+        }
         let y = self.weight.forward(x)?;
         match &self.bias {
             Some(bias) => y.broadcast_add(bias),
@@ -43,7 +59,10 @@ impl Linear {
 
 /// The token embedding, and the output head where the two are tied.
 #[derive(Debug, Clone)]
-pub struct Embedding(Weight);
+pub struct Embedding {
+    weight: Weight,
+    observer: Option<(Arc<str>, Arc<dyn Observer>)>,
+}
 
 impl Embedding {
     /// `weight [vocab_size, hidden_size]` below `tensors`.
@@ -51,7 +70,8 @@ impl Embedding {
     /// # Errors
     /// When the tensor is missing or not what is expected.
     pub fn load(tensors: &Tensors, vocab_size: usize, hidden_size: usize) -> Result<Self> {
-        Ok(Self(tensors.weight("weight", vocab_size, hidden_size)?))
+        let weight = tensors.weight("weight", vocab_size, hidden_size)?;
+        Ok(Self { weight, observer: tensors.observer("weight") })
     }
 
     /// `ids [positions] -> [positions, hidden_size]`.
@@ -59,11 +79,11 @@ impl Embedding {
     /// # Errors
     /// When an id is not in the vocabulary.
     pub fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
-        self.0.gather(ids)
+        self.weight.gather(ids)
     }
 
     /// The same matrix as an output head.
     pub fn as_head(&self) -> Linear {
-        Linear { weight: self.0.clone(), bias: None }
+        Linear { weight: self.weight.clone(), bias: None, observer: self.observer.clone() }
     }
 }

@@ -9,7 +9,7 @@ mod norm;
 mod rotary;
 
 pub use attention::{Attention, AttentionShape, causal_mask};
-pub use linear::{Embedding, Linear};
+pub use linear::{Embedding, Linear, Observer};
 pub use mlp::GatedMlp;
 pub use norm::RmsNorm;
 pub use rotary::{Rotary, RotaryTable};
