@@ -12,6 +12,9 @@ pub enum Error {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Model(#[from] squish_models::Error),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
     /// A file could not be read or written.
     #[error("{path}: {source}", path = .path.display())]
     Io {
@@ -23,6 +26,19 @@ pub enum Error {
     /// The checkpoint is squished already.
     #[error("{dir}: already squished; compress the original checkpoint instead", dir = .0.display())]
     AlreadySquished(PathBuf),
+    /// The checkpoint is not squished, and carries no certificate.
+    #[error("{dir}: not a squished checkpoint; only those carry a certificate", dir = .0.display())]
+    NotSquished(PathBuf),
+    /// A squished checkpoint was compared with another original than its own.
+    #[error("{path}: made from `{original}` with other contents than `{against}`, which it was compared with", path = .path.display())]
+    OtherOriginal {
+        /// The weights file with the certificate.
+        path: PathBuf,
+        /// The name of the original that the certificate gives.
+        original: String,
+        /// The name of what it was compared with.
+        against: String,
+    },
     /// A weight is not a number, or infinite.
     #[error("{path}: tensor `{name}` holds {value} at row {row}, column {col}; weights must be finite", path = .path.display())]
     NotFinite {
@@ -98,6 +114,16 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// A file of questions is malformed.
+    #[error("{path}: line {line}: {reason}", path = .path.display())]
+    Questions {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What is wrong.
+        reason: String,
+    },
     /// The text is shorter than one window.
     #[error("{path}: the text has {tokens} tokens, fewer than one window of {window}", path = .path.display())]
     TextTooShort {
@@ -109,12 +135,38 @@ pub enum Error {
         window: usize,
     },
     /// The model's logits are not numbers.
-    #[error("{dir}: the logits of window {window} are not finite; are the weights damaged?", dir = .dir.display())]
+    #[error("{model}: the logits of {part} {index} are not finite; are the weights damaged?")]
     NotFiniteLogits {
-        /// The checkpoint.
-        dir: PathBuf,
-        /// Index of the window.
-        window: usize,
+        /// The model, by its directory where that is known.
+        model: String,
+        /// What was being computed: a window, a question.
+        part: &'static str,
+        /// Index of that.
+        index: usize,
+    },
+    /// Two models that are to be compared have different vocabularies.
+    #[error(
+        "the vocabularies have {reference} and {model} tokens; only versions of one model can be compared"
+    )]
+    Vocabularies {
+        /// The reference's vocabulary size.
+        reference: usize,
+        /// The other model's.
+        model: usize,
+    },
+    /// The file cannot be as small as asked for.
+    #[error("{bits} bits per parameter cannot be reached: the recipe's smallest choices take {least:.3}")]
+    Budget {
+        /// What was asked for.
+        bits: f64,
+        /// What the smallest choices take.
+        least: f64,
+    },
+    /// A matrix was never multiplied by anything but zeros, or by what is no number.
+    #[error("tensor `{name}`: the calibration text gives it no finite input")]
+    NoInputs {
+        /// The tensor.
+        name: String,
     },
     /// A parameter is out of its range.
     #[error("{name} is {value}, expected {expected}")]
@@ -125,6 +177,12 @@ pub enum Error {
         value: String,
         /// Its range.
         expected: &'static str,
+    },
+    /// The caller asked to stop, and part of the work is kept.
+    #[error("interrupted; the same command goes on from what {dir} holds", dir = .dir.display())]
+    Paused {
+        /// Where it is kept.
+        dir: PathBuf,
     },
     /// The caller asked to stop.
     #[error("interrupted; nothing was written")]

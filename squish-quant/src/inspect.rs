@@ -4,7 +4,7 @@ use crate::{Error, Result};
 use serde::Serialize;
 use squish_models::{
     Checkpoint,
-    checkpoint::{LowRankRecord, RotationRecord, SparseRecord},
+    checkpoint::{Certificate, LowRankRecord, RotationRecord, SparseRecord},
 };
 use std::{collections::BTreeSet, path::Path};
 
@@ -19,6 +19,9 @@ pub struct Inspection {
     /// The tool that wrote a squished checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tool: Option<String>,
+    /// What was counted and measured when it was made, and since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<Certificate>,
     /// Weights of the model, before any packing.
     pub parameters: usize,
     /// Bytes of all weights files, headers counted.
@@ -117,6 +120,7 @@ pub fn inspect(dir: &Path) -> Result<Inspection> {
         architecture: squish_models::config::architecture(&checkpoint)?.into(),
         recipe: manifest.map(|m| m.recipe.clone()),
         tool: manifest.map(|m| m.tool.clone()),
+        certificate: checkpoint.certificate().cloned(),
         parameters,
         file_bytes,
         bits_per_parameter: bits(file_bytes, parameters),

@@ -3,35 +3,51 @@
 //! The stages a weight matrix passes through, in order:
 //!
 //! 1. **rotation** ([`squish_kernels::rotation`]): rows are rotated, so that their entries look Gaussian;
-//! 2. **encoding** ([`encode`]): each group of weights gets a scale and codes, rounding to the nearest level;
-//! 3. **corrections** ([`low_rank`], [`sparse`]), where a recipe asks for them: what the codes missed;
-//! 4. **mixing** ([`recipe`]): which tensor gets which scheme.
+//! 2. **calibration** ([`calibrate`]), where a recipe asks for it: the model runs over a text, and the inputs of each matrix
+//!    say what an error in it costs ([`hessian`]);
+//! 3. **encoding** ([`encode`]): scales and codes, by rounding to the nearest level, or by a search of the trellis
+//!    ([`viterbi`]); with calibration each column makes up for the errors before it ([`feedback`]);
+//! 4. **corrections** ([`low_rank`], [`sparse`]), where a recipe asks for them: what the codes missed.
+//!
+//! Which tensor gets which scheme is a [`recipe`]'s word, or allocated under a budget by measured sensitivity (`allocate`).
 //!
 //! | module | what lives there |
 //! | --- | --- |
 //! | [`compress()`] | a checkpoint in, a squished checkpoint out, tensor by tensor |
-//! | [`matrix`] | one matrix, or some of its rows, through stages 1 to 3 |
+//! | [`matrix`] | one matrix, or some of its rows, through rotation, encoding and corrections |
+//! | `source`, `stream` | tensors of the original as checked rows; their way to parts, some rows at a time |
+//! | `resume` | what an interrupted calibration has finished |
 //! | [`plan`] | what becomes of each tensor, and where in the output it goes |
 //! | [`output`] | safetensors files written in place, and directories that appear complete or not at all |
+//! | [`certificate`] | what was measured, written into the checkpoint |
 //! | [`mod@inspect`] | true bits of a checkpoint |
-//! | [`mod@perplexity`] | nats per token on a text |
+//! | [`eval`] | what the checkpoint predicts: nats per token, divergence from the original, answers |
 
+mod allocate;
+pub mod calibrate;
+pub mod certificate;
 mod compress;
 pub mod encode;
 mod error;
+pub mod eval;
+pub mod feedback;
+pub mod hessian;
 pub mod inspect;
 pub mod low_rank;
 pub mod matrix;
 pub mod output;
-pub mod perplexity;
 pub mod plan;
 mod progress;
 pub mod recipe;
+mod resume;
+mod source;
 pub mod sparse;
+mod stream;
+pub mod viterbi;
 
 pub use compress::{Options, Report, compress};
 pub use error::{Error, Result};
+pub use eval::{Divergence, Perplexity, Reference, Windows, divergence, kl, perplexity};
 pub use inspect::{Inspection, inspect};
-pub use perplexity::{Perplexity, perplexity};
 pub use progress::{Progress, Silent};
 pub use recipe::Recipe;

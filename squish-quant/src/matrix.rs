@@ -2,6 +2,8 @@
 
 use crate::{
     encode::{LARGEST, encoder},
+    feedback::Job,
+    hessian::Factor,
     low_rank,
     sparse::{self, SparseParts},
 };
@@ -47,6 +49,32 @@ pub struct Rows {
     pub signal: f64,
     /// Energy of what the codes miss.
     pub noise: f64,
+    /// What that costs under the factor; without one, the same energy.
+    pub cost: f64,
+}
+
+impl Rows {
+    /// Appends the rows that follow.
+    pub fn append(&mut self, rows: Self) {
+        self.parts.resize(rows.parts.len(), Vec::new());
+        self.parts.iter_mut().zip(rows.parts).for_each(|(all, more)| all.extend(more));
+        self.signal += rows.signal;
+        self.noise += rows.noise;
+        self.cost += rows.cost;
+    }
+}
+
+/// A whole matrix, encoded.
+#[derive(Debug, Clone)]
+pub struct Encoded {
+    /// The bytes of all parts, in the order in which [`TensorRecord::stored`] lists them.
+    pub parts: Vec<Bytes>,
+    /// The weight as it would be loaded.
+    pub weight: Weight,
+    /// Its record, with what was measured.
+    pub record: TensorRecord,
+    /// What the error of the codes costs under the Hessian; their energy where there is none.
+    pub cost: f64,
 }
 
 /// What the corrections of a matrix are stored as.
@@ -126,8 +154,8 @@ impl MatrixSpec {
         }
     }
 
-    /// Rotates and encodes consecutive rows of the matrix. On return `rows` holds what the codes miss, in the
-    /// rotated frame.
+    /// Rotates and encodes consecutive rows of the matrix, from a multiple of the scheme's strip on. On return
+    /// `rows` holds what the codes miss, in the rotated frame.
     ///
     /// # Errors
     /// When the scheme cannot store rows of this length.
@@ -135,8 +163,17 @@ impl MatrixSpec {
         if let Some(rotation) = &self.rotation {
             rows.par_chunks_mut(self.cols).for_each(|row| rotation.apply(row));
         }
+        self.encode_rotated(rows, None)
+    }
+
+    /// As [`MatrixSpec::encode_rows`], for rows in the rotated frame, with error feedback under a factor of the
+    /// Hessian in that frame.
+    ///
+    /// # Errors
+    /// When the scheme cannot store rows of this length.
+    pub fn encode_rotated(&self, rows: &mut [f32], factor: Option<&Factor>) -> Result<Rows> {
         let count = rows.len() / self.cols;
-        let parts = pack(self.scheme, rows, count, self.cols, self.group)?;
+        let (parts, cost) = pack(self.scheme, rows, count, self.cols, self.group, factor)?;
         let shared = parts.into_iter().map(Bytes::from).collect::<Vec<_>>();
         let packed = Packed::new(self.scheme, count, self.cols, self.group, shared.clone())?;
         // Energies are summed by row, then over rows in order: the same whatever the number of threads.
@@ -154,7 +191,7 @@ impl MatrixSpec {
         let (signal, noise) = energies.iter().fold((0.0, 0.0), |(s, n), e| (s + e.0, n + e.1));
         // The last other owner of the bytes: without it they become vectors again without a copy.
         drop(packed);
-        Ok(Rows { parts: shared.into_iter().map(Vec::from).collect(), signal, noise })
+        Ok(Rows { parts: shared.into_iter().map(Vec::from).collect(), signal, noise, cost })
     }
 
     /// Encodes the corrections for the residual of the whole matrix, which on return holds what they leave.
@@ -167,7 +204,7 @@ impl MatrixSpec {
             let (left, right) = low_rank::factor(residual, self.rows, self.cols, self.rank, self.seed);
             let pack_factor = |values: &[f32], length: usize| -> Result<_> {
                 let (scheme, group) = Self::factor(length);
-                let parts = pack(scheme, values, self.rank, length, group)?;
+                let (parts, _) = pack(scheme, values, self.rank, length, group, None)?;
                 let bytes = parts.iter().map(|p| Bytes::copy_from_slice(p)).collect();
                 Ok((parts, Packed::new(scheme, self.rank, length, group, bytes)?.dequant()))
             };
@@ -189,34 +226,84 @@ impl MatrixSpec {
         Ok(corrections)
     }
 
-    /// Encodes a whole matrix in memory: the weight as it would be loaded, and its record with what was measured.
+    /// Encodes a whole matrix with error feedback. `weights` and `wanted` are in the rotated frame: the original,
+    /// against which the result is measured, and what it is to be rounded from.
     ///
     /// # Errors
     /// When the shape does not fit the scheme.
-    pub fn encode(&self, weights: &[f32]) -> Result<(Weight, TensorRecord)> {
+    pub fn encode_calibrated(
+        &self,
+        weights: &[f32],
+        mut wanted: Vec<f32>,
+        factor: &Factor,
+    ) -> Result<Encoded> {
+        let rows = self.encode_rotated(&mut wanted, Some(factor))?;
+        let corrections = self.encode_corrections(&mut wanted)?;
+        let mut encoded = self.encoded(rows, corrections)?;
+        // Against the original, and not against what was rounded.
+        let energies: Vec<(f64, f64)> = weights
+            .par_chunks(self.cols)
+            .enumerate()
+            .map(|(r, row)| {
+                let mut found = vec![0.0; self.cols];
+                encoded.weight.rotated_row(r, &mut found);
+                found.iter_mut().zip(row).for_each(|(f, w)| *f -= w);
+                (energy(row), energy(&found))
+            })
+            .collect();
+        let (signal, noise) = energies.iter().fold((0.0, 0.0), |(s, n), e| (s + e.0, n + e.1));
+        encoded.record.snr_db = Some(decibels(signal, noise));
+        Ok(encoded)
+    }
+
+    /// Encodes a whole matrix in memory.
+    ///
+    /// # Errors
+    /// When the shape does not fit the scheme.
+    pub fn encode(&self, weights: &[f32]) -> Result<Encoded> {
         let mut residual = weights.to_vec();
         let rows = self.encode_rows(&mut residual)?;
         let corrections = self.encode_corrections(&mut residual)?;
+        self.encoded(rows, corrections)
+    }
+
+    /// The matrix of these rows and corrections.
+    ///
+    /// # Errors
+    /// When they do not fit the shape.
+    pub fn encoded(&self, rows: Rows, corrections: Corrections) -> Result<Encoded> {
         let record = self.measured(rows.signal, rows.noise, &corrections);
-        let own = |parts: Parts| parts.into_iter().map(Bytes::from).collect::<Vec<_>>();
-        let mut weight =
-            Weight::from(Packed::new(self.scheme, self.rows, self.cols, self.group, own(rows.parts))?);
+        let corrections = corrections.parts().map(Bytes::copy_from_slice).collect::<Vec<_>>();
+        let parts: Vec<Bytes> = rows.parts.into_iter().map(Bytes::from).chain(corrections).collect();
+        Ok(Encoded { weight: self.weight(&parts)?, parts, record, cost: rows.cost })
+    }
+
+    /// The weight over the bytes of all parts, in the order in which [`TensorRecord::stored`] lists them.
+    ///
+    /// # Errors
+    /// When they do not fit the shape.
+    pub fn weight(&self, parts: &[Bytes]) -> Result<Weight> {
+        let mut parts = parts.iter().cloned();
+        let mut packed = |scheme: &'static dyn Scheme, rows, cols, group| {
+            let count = Packed::layout(scheme, rows, cols, group)?.len();
+            Packed::new(scheme, rows, cols, group, parts.by_ref().take(count).collect())
+        };
+        let mut weight = Weight::from(packed(self.scheme, self.rows, self.cols, self.group)?);
         if let Some(rotation) = &self.rotation {
             weight = weight.with_rotation(rotation.clone())?;
         }
-        if let Some((left, right)) = corrections.low_rank {
-            let factor = |parts, length| {
+        if self.rank > 0 {
+            let mut factor = |length| {
                 let (scheme, group) = Self::factor(length);
-                Packed::new(scheme, self.rank, length, group, own(parts))
+                packed(scheme, self.rank, length, group)
             };
-            weight =
-                weight.with_low_rank(LowRank::new(factor(left, self.rows)?, factor(right, self.cols)?)?)?;
+            weight = weight.with_low_rank(LowRank::new(factor(self.rows)?, factor(self.cols)?)?)?;
         }
-        if let Some(SparseParts { offsets, columns, values }) = corrections.sparse {
-            let sparse = Sparse::new(self.rows, self.cols, offsets.into(), columns.into(), values.into())?;
-            weight = weight.with_sparse(sparse)?;
+        if self.entries > 0 {
+            let [offsets, columns, values] = [(); 3].map(|()| parts.next().unwrap_or_default());
+            weight = weight.with_sparse(Sparse::new(self.rows, self.cols, offsets, columns, values)?)?;
         }
-        Ok((weight, record))
+        Ok(weight)
     }
 
     /// The record with the measured ratios: of the whole, and what each correction added to it.
@@ -238,27 +325,18 @@ fn energy(values: &[f32]) -> f64 {
     values.iter().map(|&v| f64::from(v) * f64::from(v)).sum()
 }
 
-/// Encodes rows as they are into the bytes of each part.
+/// Encodes rows as they are into the bytes of each part, and returns with them what the error costs.
 fn pack(
     scheme: &'static dyn Scheme,
-    values: &[f32],
+    weights: &[f32],
     rows: usize,
     cols: usize,
     group: usize,
-) -> Result<Parts> {
+    factor: Option<&Factor>,
+) -> Result<(Parts, f64)> {
     let layout = Packed::layout(scheme, rows, cols, group)?;
     let encoder = encoder(scheme).ok_or_else(|| Error::UnknownScheme(scheme.name().into()))?;
     let mut parts: Parts = layout.iter().map(|part| vec![0; part.bytes()]).collect();
-    // The bytes of one row in every part, so that rows are encoded in parallel.
-    let mut by_row: Vec<Vec<&mut [u8]>> = (0..rows).map(|_| Vec::with_capacity(parts.len())).collect();
-    for (part, bytes) in layout.iter().zip(&mut parts) {
-        for (row, bytes) in by_row.iter_mut().zip(bytes.chunks_exact_mut(part.row_bytes())) {
-            row.push(bytes);
-        }
-    }
-    by_row
-        .par_iter_mut()
-        .zip(values.par_chunks(cols))
-        .for_each(|(parts, row)| encoder.encode_row(row, group, parts));
-    Ok(parts)
+    let cost = Job { scheme, group, weights, cols, factor }.run(encoder, &mut parts);
+    Ok((parts, cost))
 }

@@ -125,8 +125,13 @@ fn rename_target(destination: &Path) -> Result<PathBuf> {
     if path.is_symlink() { fs::canonicalize(&path).map_err(io_error(destination)) } else { Ok(path) }
 }
 
-fn check_space(dir: &Path, needed: u64, available: u64) -> Result<()> {
+pub(crate) fn check_space(dir: &Path, needed: u64, available: u64) -> Result<()> {
     if needed <= available { Ok(()) } else { Err(Error::DiskFull { dir: dir.into(), needed, available }) }
+}
+
+/// The padded length of a safetensors header of this many bytes: the tensors after it begin on a cache line.
+pub(crate) fn header_length(bytes: usize) -> usize {
+    (8 + bytes).next_multiple_of(ALIGNMENT) - 8
 }
 
 /// A tensor of a weights file.
@@ -149,6 +154,7 @@ pub struct WeightsFile {
     file: File,
     header: Map<String, Value>,
     header_bytes: usize,
+    file_bytes: u64,
     /// Offset of a tensor in the file, and its length.
     places: HashMap<String, (usize, usize)>,
 }
@@ -184,15 +190,21 @@ impl WeightsFile {
             end += bytes;
         }
         let length = Value::Object(header.clone()).to_string().len();
-        let header_bytes = (8 + length).next_multiple_of(ALIGNMENT) - 8;
+        let header_bytes = header_length(length);
         places.values_mut().for_each(|(offset, _)| *offset += 8 + header_bytes);
+        let file_bytes = (8 + header_bytes + end) as u64;
         let create = || {
             let file = File::create(path)?;
-            file.set_len((8 + header_bytes + end) as u64)?;
+            file.set_len(file_bytes)?;
             Ok(file)
         };
         let file = create().map_err(io_error(path))?;
-        Ok(Self { path: path.into(), file, header, header_bytes, places })
+        Ok(Self { path: path.into(), file, header, header_bytes, file_bytes, places })
+    }
+
+    /// Bytes of the whole file, now and when it is finished.
+    pub fn file_bytes(&self) -> u64 {
+        self.file_bytes
     }
 
     /// Writes bytes of a tensor, `offset` bytes after its beginning.
@@ -275,10 +287,12 @@ mod tests {
         ];
         let metadata = |value: &str| Map::from_iter([("k".to_string(), Value::from(value))]);
         let mut file = WeightsFile::create(&path, tensors, &metadata("placeholder")).unwrap();
+        let file_bytes = file.file_bytes();
         file.write("c", 64, &[7; 64]).unwrap();
         file.write("a", 0, &[1, 2, 3]).unwrap();
         file.finish(metadata("short")).unwrap();
         let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.len() as u64, file_bytes);
         let read = safetensors::SafeTensors::deserialize(&bytes).unwrap();
         assert_eq!(read.tensor("a").unwrap().data(), [1, 2, 3]);
         assert_eq!(read.tensor("c").unwrap().data()[63..65], [0, 7]);

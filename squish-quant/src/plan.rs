@@ -44,6 +44,8 @@ pub struct Plan {
     pub tensors: Vec<TensorPlan>,
     /// Number of weights files.
     pub shards: usize,
+    /// Number of the model's blocks.
+    pub blocks: usize,
     /// What a person should know: matrices that a rule matched but that could not be packed, for one.
     pub notes: Vec<String>,
 }
@@ -57,7 +59,7 @@ impl Plan {
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_bytes: usize) -> Result<Self> {
         let tied = checkpoint.config().get("tie_word_embeddings").and_then(|v| v.as_bool()) == Some(true);
         let blocks = checkpoint.names().filter_map(block_index).max().map_or(0, |last| last + 1);
-        let mut plan = Self { tensors: Vec::new(), shards: 1, notes: Vec::new() };
+        let mut plan = Self { tensors: Vec::new(), shards: 1, blocks, notes: Vec::new() };
         let mut rotations = HashMap::new();
         let mut filled = 0;
         for name in checkpoint.names() {
@@ -125,9 +127,10 @@ fn spec(
     rotations: &mut HashMap<usize, Arc<Rotation>>,
 ) -> squish_kernels::Result<MatrixSpec> {
     let scheme = scheme::by_name(&rule.scheme)?;
-    let asked = rule.group.unwrap_or(scheme.default_group());
+    let asked = rule.group.unwrap_or(scheme.default_group(cols));
     let fits = |group| Packed::layout(scheme, rows, cols, group).map(|_| group);
-    let group = fits(asked).or_else(|e| fits(gcd(asked, cols)).map_err(|_| e))?;
+    let fallbacks = [gcd(asked, cols), scheme.default_group(cols)];
+    let group = fits(asked).or_else(|e| fallbacks.iter().find_map(|&group| fits(group).ok()).ok_or(e))?;
     let mut spec = MatrixSpec::plain(scheme, rows, cols, group);
     if rule.rotate.unwrap_or(scheme.wants_rotation()) {
         // One rotation for all matrices of one input size, so that linears can share the rotated input.

@@ -25,6 +25,7 @@ use std::path::Path;
 /// The built-in recipes, by name.
 const BUILT_IN: &[(&str, &str)] = &[
     ("sqint2", include_str!("../recipes/sqint2.toml")),
+    ("sqint2-plan", include_str!("../recipes/sqint2-plan.toml")),
     ("int3", include_str!("../recipes/int3.toml")),
     ("int4", include_str!("../recipes/int4.toml")),
 ];
@@ -41,6 +42,13 @@ pub struct Recipe {
     /// Seed of the rotations' signs and of the low-rank factorisation.
     #[serde(default)]
     pub seed: u64,
+    /// Whether matrices are encoded with calibration, over text that the model writes where no other is given.
+    #[serde(default)]
+    pub calibrate: bool,
+    /// Bits per parameter of the whole file, within which a scheme is chosen for each matrix whose rule gives
+    /// choices; absent, each rule's own scheme is taken.
+    #[serde(default)]
+    pub target_bits: Option<f64>,
     /// The rules, tried in order.
     #[serde(default)]
     pub rules: Vec<Rule>,
@@ -57,6 +65,9 @@ pub struct Rule {
     pub blocks: Option<Blocks>,
     /// Name of the weight scheme, or `keep` to store the tensor as it is.
     pub scheme: String,
+    /// Schemes to choose from where a number of bits is aimed at.
+    #[serde(default)]
+    pub choices: Vec<String>,
     /// Weights of one row that share a scale; absent, the scheme's default. Where it does not divide
     /// the columns, the longest group that does takes its place.
     #[serde(default)]
@@ -126,6 +137,9 @@ impl Recipe {
             let line = e.span().map_or(1, |span| text[..span.start.min(text.len())].lines().count().max(1));
             refuse(format!("line {line}: {}", e.message().lines().next().unwrap_or_default()))
         })?;
+        if let Some(bits) = recipe.target_bits.filter(|bits| !(bits.is_finite() && *bits > 0.0)) {
+            return Err(refuse(format!("`target_bits` is {bits}, expected a positive number")));
+        }
         for (i, rule) in recipe.rules.iter().enumerate() {
             let refuse = |reason: String| Err(refuse(format!("rule {}: {reason}", i + 1)));
             if rule.tensors.is_empty() {
@@ -134,6 +148,9 @@ impl Recipe {
             if rule.scheme != KEEP
                 && let Err(e) = scheme::by_name(&rule.scheme)
             {
+                return refuse(e.to_string());
+            }
+            if let Some(Err(e)) = rule.choices.iter().map(|name| scheme::by_name(name)).find(Result::is_err) {
                 return refuse(e.to_string());
             }
             if rule.group == Some(0) {
@@ -204,8 +221,8 @@ mod tests {
     }
 
     #[test]
-    fn the_sqint2_recipe_mixes_as_the_plan_says() {
-        let recipe = Recipe::load("sqint2").unwrap();
+    fn the_plans_recipe_mixes_as_the_plan_says() {
+        let recipe = Recipe::load("sqint2-plan").unwrap();
         let scheme = |name: &str| recipe.rule(name, 10).map(|r| r.scheme.as_str());
         for (name, expected) in [
             ("model.embed_tokens.weight", "int4r"),
@@ -244,6 +261,8 @@ mod tests {
             message("name = 'r'\n[[rules]]\ntensors = ['*']\nscheme = 'nf2'\nsparse = 0.7").contains("0.7")
         );
         assert!(message("= 3").starts_with("recipe r.toml: line 1"));
-        assert!(Recipe::load("nonesuch").unwrap_err().to_string().contains("sqint2, int3, int4"));
+        assert!(
+            Recipe::load("nonesuch").unwrap_err().to_string().contains("sqint2, sqint2-plan, int3, int4")
+        );
     }
 }

@@ -10,7 +10,7 @@ use support::*;
 #[test]
 fn an_unknown_recipe() {
     let args = ["compress", "source", "--out", "out", "--recipe", "q5_k"];
-    Sandbox::new(&Source::tiny()).refuses(&args, &["`q5_k`", "sqint2, int3, int4"]);
+    Sandbox::new(&Source::tiny()).refuses(&args, &["`q5_k`", "sqint2, sqint2-plan, int3, int4"]);
 }
 
 #[test]

@@ -27,17 +27,22 @@ const FORMS: &[(&str, bool, usize, f64)] = &[
     ("int4", false, 0, 0.0),
     ("int4", true, 0, 0.0),
     ("int8", false, 0, 0.0),
+    ("tcq2", true, 0, 0.0),
+    ("tcq2", true, 16, 0.01),
+    ("tcq3", true, 0, 0.0),
+    ("tcq4", false, 0, 0.0),
     ("bf16", false, 0, 0.0),
     ("f16", false, 0, 0.0),
     ("f32", false, 0, 0.0),
 ];
 
-/// `[rows, cols]`: the shapes, 33 rows, and one row.
-const SHAPES: &[(usize, usize)] = &[(1536, 576), (512, 1408), (1408, 512), (896, 4864), (33, 512), (1, 512)];
+/// `[rows, cols]`: shapes of real layers, sizes that 128 does not divide, 33 rows, and one row.
+const SHAPES: &[(usize, usize)] =
+    &[(1536, 576), (512, 1408), (1408, 512), (896, 4864), (1280, 448), (33, 512), (1, 512)];
 
 fn spec(name: &str, rotated: bool, rank: usize, fraction: f64, rows: usize, cols: usize) -> MatrixSpec {
     let scheme = scheme::by_name(name).unwrap();
-    let group = match scheme.default_group() {
+    let group = match scheme.default_group(cols) {
         group if cols.is_multiple_of(group) => group,
         _ => 64,
     };
@@ -66,6 +71,7 @@ fn reload(spec: &MatrixSpec, weights: &[f32], dir: &std::path::Path) -> Checkpoi
         tool: "test".into(),
         recipe: "test".into(),
         tensors: BTreeMap::from([(NAME.to_string(), record)]),
+        certificate: None,
     };
     let text = serde_json::to_string(&manifest).unwrap();
     let metadata = Map::from_iter([(MANIFEST_KEY.to_string(), Value::from(text))]);

@@ -4,7 +4,10 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use rand_distr::{Distribution, StandardNormal, StudentT};
 use squish_kernels::{Rotation, Weight, scheme};
 use squish_models::checkpoint::TensorRecord;
-use squish_quant::{matrix::MatrixSpec, sparse};
+use squish_quant::{
+    matrix::{Encoded, MatrixSpec},
+    sparse,
+};
 use std::sync::Arc;
 
 /// The shape that the gates are stated for.
@@ -42,7 +45,7 @@ fn compress(name: &str, group: usize, rank: usize, fraction: f64, weights: &[f32
         spec.rotation = Some(Arc::new(Rotation::new(COLS, Rotation::best_block(COLS).unwrap(), 1).unwrap()));
     }
     (spec.rank, spec.entries) = (rank, sparse::entry_count(ROWS, COLS, fraction));
-    let (weight, record) = spec.encode(weights).unwrap();
+    let Encoded { weight, record, .. } = spec.encode(weights).unwrap();
     let snr = ratio(&weight, weights);
     // What the tool reports is what a loaded weight really has.
     assert!((snr - record.snr_db.unwrap()).abs() < 0.02, "{snr} {:?}", record.snr_db);
@@ -117,12 +120,20 @@ fn int4r_and_int8_are_as_good_as_their_bits() {
 }
 
 #[test]
+fn trellis_codes_reach_11_and_16_5_and_21_8_db() {
+    for (name, bits, gate) in [("tcq2", 2.0, 11.0), ("tcq3", 3.0, 16.5), ("tcq4", 4.0, 21.8)] {
+        let outcome = compress(name, COLS, 0, 0.0, &gaussian(&mut rng()));
+        assert!(outcome.snr >= gate && outcome.bits <= bits + 0.03, "{} {}", outcome.snr, outcome.bits);
+    }
+}
+
+#[test]
 fn degenerate_matrices_are_stored_exactly_or_nearly() {
     for name in ["nf2", "int3", "int4r", "int4", "int8"] {
         let group = if name == "int4" { 32 } else { 64 };
         let scheme = scheme::by_name(name).unwrap();
         for value in [0.0, 1.0, -3e-4, 1e4] {
-            let (weight, _) = MatrixSpec::plain(scheme, 2, 64, group).encode(&[value; 128]).unwrap();
+            let weight = MatrixSpec::plain(scheme, 2, 64, group).encode(&[value; 128]).unwrap().weight;
             let mut row = [1.0; 64];
             weight.row(1, &mut row);
             // A constant is one level times a scale: only f16's rounding of the scale remains.

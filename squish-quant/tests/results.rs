@@ -46,7 +46,7 @@ fn json_has_the_documented_fields() {
     assert_eq!(squished["parameters"], original["parameters"]);
     assert_eq!(
         (&squished["recipe"], &squished["architecture"]),
-        (&"sqint2".into(), &"Qwen2ForCausalLM".into())
+        (&"sqint2-plan".into(), &"Qwen2ForCausalLM".into())
     );
     let bytes = fs::metadata(sandbox.path("out/model.safetensors")).unwrap().len();
     assert_eq!(squished["file_bytes"], bytes);

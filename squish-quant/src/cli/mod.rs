@@ -1,12 +1,20 @@
 //! The command line: one line on standard error and a non-zero exit code for whatever goes wrong.
 
+mod command_line;
+mod eval;
 mod progress;
 mod report;
+mod smoke;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
+use command_line::command_line;
 use progress::Bar;
-use squish_quant::{Options, Recipe, compress, inspect, perplexity, perplexity::Windows};
+use squish_quant::{
+    Options, Recipe, Windows,
+    calibrate::text::{Amount, Text},
+    compress, inspect, perplexity,
+};
 use std::{
     io::Write,
     path::{Path, PathBuf},
@@ -26,6 +34,8 @@ enum Command {
     Compress(Compress),
     Inspect(Inspect),
     Perplexity(Perplexity),
+    Eval(eval::Eval),
+    Smoke(smoke::Smoke),
     Recipes(Recipes),
 }
 
@@ -53,6 +63,20 @@ struct Compress {
     /// Fraction of the weights in a sparse correction for every matrix at 2 bits; absent, the recipe's.
     #[arg(long)]
     sparse: Option<f64>,
+    /// Text to calibrate on: a UTF-8 file, `self` for text that the model writes, or `none`; absent, `self`
+    /// where the recipe asks for calibration.
+    #[arg(long)]
+    calibrate: Option<String>,
+    /// Windows of the calibration text, spread evenly over it.
+    #[arg(long, default_value_t = Amount::default().windows)]
+    calibration_windows: usize,
+    /// Tokens of a calibration window.
+    #[arg(long, default_value_t = Amount::default().window)]
+    calibration_window: usize,
+    /// Bits per parameter of all weights files, within which the recipe's schemes are allocated by measured
+    /// sensitivity; 0 for the recipe's fixed schemes; absent, the recipe's own target.
+    #[arg(long)]
+    target_bpw: Option<f64>,
     /// Split weights files above this many bytes.
     #[arg(long, default_value_t = 5_000_000_000)]
     max_shard_bytes: usize,
@@ -66,7 +90,10 @@ struct Compress {
 /// With --json: architecture, recipe and tool (squished checkpoints only), parameters (weights of the model), file_bytes
 /// (all weights files), bits_per_parameter (8 file_bytes / parameters), tensors: each name, scheme, shape, bytes
 /// (all that is stored for it), bits_per_weight, and where they apply group, rotation (block, seed), low_rank (rank,
-/// left, right, gain_db), sparse (entries, gain_db), snr_db (against the original weights, when packed).
+/// left, right, gain_db), sparse (entries, gain_db), snr_db (against the original weights, when packed); certificate,
+/// where there is one: parameters, file_bytes, bits_per_parameter, and what was recorded of command, original (name,
+/// sha256), calibration (name, sha256, windows, window), measurements: each what, data (name, sha256), against (name, sha256),
+/// values (the numbers of `eval --json`), tool, command.
 #[derive(Debug, Args)]
 struct Inspect {
     /// A checkpoint directory, squished or original.
@@ -138,6 +165,8 @@ fn run(command: Command) -> Result<()> {
             drop(bar);
             if args.json { print_json(&measured) } else { print(&report::perplexity(&measured)) }
         }
+        Command::Eval(args) => args.run(),
+        Command::Smoke(args) => args.run(),
         Command::Recipes(Recipes { name: None }) => print(&report::recipes()?),
         Command::Recipes(Recipes { name: Some(name) }) => {
             let text = Recipe::text(&name).with_context(|| format!("no built-in recipe `{name}`"))?;
@@ -157,7 +186,39 @@ impl Compress {
             rule.rank = self.rank.unwrap_or(rule.rank);
             rule.sparse = self.sparse.unwrap_or(rule.sparse);
         }
-        let options = Options { max_shard_bytes: self.max_shard_bytes, ..Options::new(recipe) };
+        match self.target_bpw {
+            Some(0.0) => recipe.target_bits = None,
+            Some(bits) if !(bits.is_finite() && bits > 0.0) => {
+                anyhow::bail!("--target-bpw is {bits}, expected a positive number, or 0")
+            }
+            Some(_) => {
+                if recipe.rules.iter().all(|rule| rule.choices.is_empty()) {
+                    anyhow::bail!("recipe {} gives no choices to allocate bits by", recipe.name);
+                }
+                recipe.calibrate = true;
+            }
+            None => {}
+        }
+        if self.calibration_windows == 0 {
+            anyhow::bail!("--calibration-windows is 0, expected at least 1");
+        }
+        let amount = Amount { window: self.calibration_window, windows: self.calibration_windows };
+        let mut options = Options {
+            target_bits: self.target_bpw.filter(|bits| *bits > 0.0),
+            max_shard_bytes: self.max_shard_bytes,
+            amount,
+            command: Some(command_line(&["--out"])),
+            ..Options::new(recipe)
+        };
+        match self.calibrate.as_deref() {
+            Some("none") if self.target_bpw.is_some_and(|bits| bits > 0.0) => {
+                anyhow::bail!("--target-bpw needs a calibration text")
+            }
+            Some("none") => options = Options { calibration: None, ..options },
+            Some("self") => options.calibration = Some(Text::SelfWritten),
+            Some(file) => options.calibration = Some(Text::File(file.into())),
+            None => {}
+        }
         let bar = Bar::new(!self.json)?;
         let report = compress(&self.source, &self.out, &options, &bar)?;
         drop(bar);

@@ -1,5 +1,6 @@
 //! What the commands print for a person.
 
+use squish_models::checkpoint::{Calibration, Certificate, Measurement, Source};
 use squish_quant::{
     Inspection, Perplexity, Recipe, Report, Result,
     inspect::{TensorInspection, bits},
@@ -25,7 +26,8 @@ pub fn inspection(inspection: &Inspection) -> String {
         let _ = writeln!(out, "{}", line.trim_end());
     }
     out.push('\n');
-    out + &summary(inspection)
+    out += &summary(inspection);
+    out + &inspection.certificate.as_ref().map(certificate).unwrap_or_default()
 }
 
 fn corrections(tensor: &TensorInspection) -> String {
@@ -53,6 +55,37 @@ fn summary(inspection: &Inspection) -> String {
         "\n{}{recipe}: {} parameters in {} bytes of weights files, {:.3} bits per parameter, everything counted",
         inspection.architecture, inspection.parameters, inspection.file_bytes, inspection.bits_per_parameter
     );
+    out
+}
+
+/// What the checkpoint says was measured of it.
+fn certificate(certificate: &Certificate) -> String {
+    let mut out = format!(
+        "\ncertificate: {} parameters in {} bytes, {:.3} bits per parameter\n",
+        certificate.parameters, certificate.file_bytes, certificate.bits_per_parameter
+    );
+    // Text from a file must not paint over the terminal.
+    let plain = |text: &str| text.replace(char::is_control, "\u{fffd}");
+    let named = |source: &Source| format!("{} (SHA-256 {})", plain(&source.name), plain(&source.sha256));
+    if let Some(original) = &certificate.original {
+        let _ = writeln!(out, "  made from {}", named(original));
+    }
+    if let Some(command) = &certificate.command {
+        let _ = writeln!(out, "  by {}", plain(command));
+    }
+    if let Some(Calibration { source, windows, window }) = &certificate.calibration {
+        let _ = writeln!(out, "  calibrated on {}, {windows} windows of {window} tokens", named(source));
+    }
+    for Measurement { what, data, against, values, tool, .. } in &certificate.measurements {
+        let against = against.iter().map(|original| format!(" against {}", named(original)));
+        let (what, tool) = (plain(what), plain(tool));
+        let _ = writeln!(out, "  {what} on {}{}, by {tool}", named(data), against.collect::<String>());
+        let values = values.iter().map(|(name, value)| match value.as_f64() {
+            Some(v) if value.is_f64() => format!("{} {v:.4}", plain(name)),
+            _ => format!("{} {value}", plain(name)),
+        });
+        let _ = writeln!(out, "    {}", values.collect::<Vec<_>>().join(", "));
+    }
     out
 }
 

@@ -4,26 +4,39 @@
 //! tried; for each, the codes of the nearest levels, and then the least-squares scale and minimum
 //! for those codes. The best of all is kept.
 
-use super::{Encoder, put_f16};
-use squish_kernels::scheme::{CodeUnit, Int4, Unit4};
+use super::{Block, Encoder, put_f16, scalar::round_block};
+use squish_kernels::scheme::{CodeUnit, Int4, UNIT, Unit4};
 
 /// Fractions of the group's range that are tried.
 const RANGES: [f32; 6] = [1.0, 0.94, 0.88, 0.82, 0.76, 0.70];
 
 impl Encoder for Int4 {
-    fn encode_row(&self, row: &[f32], group: usize, parts: &mut [&mut [u8]]) {
+    fn block(&self, _group: usize) -> usize {
+        UNIT
+    }
+
+    fn encode(&self, block: Block, group: usize, parts: &mut [&mut [u8]]) {
         let [codes, scales, mins] = parts else { unreachable!("int4 has three parts") };
-        let mut row_codes = vec![0; row.len()];
-        for (g, (values, group_codes)) in row.chunks(group).zip(row_codes.chunks_mut(group)).enumerate() {
-            let Line { step, min } = search(values);
-            // Scales are stored as 16 steps; the codes are chosen for what was stored.
-            let step = self.step(put_f16(scales, g, 16.0 * step));
-            let min = put_f16(mins, g, min);
-            for (code, v) in group_codes.iter_mut().zip(values) {
-                *code = Line { step, min }.code(*v) as u8;
-            }
-        }
-        Unit4::pack_row(&row_codes, codes);
+        let Block { first, width, values, metric } = block;
+        let lines: Vec<Line> = values
+            .chunks(group)
+            .enumerate()
+            .map(|(g, values)| {
+                let Line { step, min } = search(values);
+                // Scales are stored as 16 steps; the codes are chosen for what was stored.
+                let step = self.step(put_f16(scales, first / group + g, 16.0 * step));
+                Line { step, min: put_f16(mins, first / group + g, min) }
+            })
+            .collect();
+        let mut block_codes = vec![0; width];
+        round_block(values, metric, |c, v| {
+            let line = lines[c / group];
+            let code = line.code(v);
+            block_codes[c] = code as u8;
+            line.min + line.step * code
+        });
+        let bytes = width / UNIT * Unit4::BYTES;
+        Unit4::pack_row(&block_codes, &mut codes[first / UNIT * Unit4::BYTES..][..bytes]);
     }
 }
 

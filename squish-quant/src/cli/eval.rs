@@ -1,0 +1,169 @@
+//! `squish-quant eval`.
+
+use super::{command_line::command_line, print, print_json, progress::Bar};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde_json::{Map, Value};
+use squish_models::{Checkpoint, checkpoint::Measurement};
+use squish_quant::{
+    Windows,
+    certificate::{Certifier, TOOL, hash_checkpoint, hash_file, numbers},
+    eval::{TASKS, Task, kl, perplexity, score},
+};
+use std::{
+    fmt::Write,
+    path::{Path, PathBuf},
+};
+
+/// Measure what a checkpoint predicts: benchmark questions, nats per token, divergence from the original.
+///
+/// With --certify, the numbers are written into the checkpoint's certificate, with the names and hashes of what they were
+/// measured on; a number measured earlier on the same data is replaced. `inspect` shows it.
+///
+/// With --json, an object with a field for every task. perplexity: as `squish-quant perplexity --json`.
+/// kl: kl_mean, kl_stderr, kl_median, kl_p99, kl_max (of the divergence per predicted token, in nats), top1_agreement (fraction of the tokens
+/// for which both find the same one likeliest), reference_nll, nll, nats_lost (nll - reference_nll), nats_lost_stderr, tokens,
+/// windows, window, seconds. Questions: acc, acc_norm, acc_bytes, each with a _stderr (standard errors are null for a single question),
+/// questions, seconds. docs/evaluation.md defines each number.
+#[derive(Debug, Args)]
+pub struct Eval {
+    /// A checkpoint directory, squished or original.
+    dir: PathBuf,
+    /// What to measure: arc_easy, arc_challenge, piqa, openbook_qa, perplexity, kl; several with commas.
+    #[arg(long, value_delimiter = ',', required = true)]
+    task: Vec<String>,
+    /// A directory with TASK.jsonl for every benchmark, or the file of the only one.
+    #[arg(long)]
+    data: Option<PathBuf>,
+    /// Only the first so many questions of each benchmark.
+    #[arg(long)]
+    limit: Option<usize>,
+    /// A UTF-8 text file, for perplexity and kl.
+    #[arg(long)]
+    text: Option<PathBuf>,
+    /// Tokens of a window of the text; each window is a context of its own.
+    #[arg(long, default_value_t = 1024)]
+    window: usize,
+    /// Number of windows, from the beginning of the text; absent, all of it.
+    #[arg(long)]
+    windows: Option<usize>,
+    /// The original checkpoint, for kl.
+    #[arg(long)]
+    against: Option<PathBuf>,
+    /// Write what was measured into the certificate of a squished checkpoint.
+    #[arg(long)]
+    certify: bool,
+    /// Print one JSON object on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// A task with all that it needs.
+enum Job<'a> {
+    Perplexity { text: &'a Path },
+    Kl { text: &'a Path, original: &'a Path },
+    Questions { task: Task, file: PathBuf },
+}
+
+impl Job<'_> {
+    /// The file that is read.
+    fn data(&self) -> &Path {
+        match self {
+            Job::Perplexity { text } | Job::Kl { text, .. } => text,
+            Job::Questions { file, .. } => file,
+        }
+    }
+}
+
+impl Eval {
+    pub fn run(self) -> Result<()> {
+        // What is asked for is checked before the first, perhaps long, measurement.
+        let jobs = self.jobs()?;
+        let certifier = self.certify.then(|| Certifier::open(&self.dir)).transpose()?;
+        let original = match &self.against {
+            Some(dir) if self.certify => Some(hash_checkpoint(&Checkpoint::open(dir)?)?),
+            _ => None,
+        };
+        if let (Some(certifier), Some(original)) = (&certifier, &original) {
+            certifier.check_original(original)?;
+        }
+        let bar = Bar::new(!self.json)?;
+        let mut results = Map::new();
+        let mut measurements = Vec::new();
+        let mut text = String::new();
+        for (name, job) in self.task.iter().zip(jobs) {
+            let value = self.measure(&job, &bar)?;
+            lines(&mut text, name, &value);
+            if self.certify {
+                measurements.push(Measurement {
+                    what: name.clone(),
+                    data: hash_file(job.data())?,
+                    against: original.clone().filter(|_| matches!(job, Job::Kl { .. })),
+                    values: numbers(&value),
+                    tool: TOOL.into(),
+                    command: Some(command_line(&[])),
+                });
+            }
+            results.insert(name.clone(), value);
+        }
+        drop(bar);
+        if let Some(certifier) = certifier {
+            certifier.finish(measurements)?;
+        }
+        if self.json { print_json(&results) } else { print(&text) }
+    }
+
+    fn measure(&self, job: &Job, bar: &Bar) -> Result<Value> {
+        let windows = Windows { size: self.window, count: self.windows };
+        Ok(match job {
+            Job::Perplexity { text } => serde_json::to_value(perplexity(&self.dir, text, windows, bar)?),
+            Job::Kl { text, original } => serde_json::to_value(kl(original, &self.dir, text, windows, bar)?),
+            Job::Questions { task, file } => {
+                serde_json::to_value(score(&self.dir, *task, file, self.limit, bar)?)
+            }
+        }?)
+    }
+
+    fn jobs(&self) -> Result<Vec<Job<'_>>> {
+        let text =
+            |name: &str| self.text.as_deref().with_context(|| format!("task {name} needs --text FILE"));
+        let job = |name: &String| match name.as_str() {
+            "perplexity" => Ok(Job::Perplexity { text: text(name)? }),
+            "kl" => {
+                let original = self.against.as_deref().context("task kl needs --against ORIGINAL_DIR")?;
+                Ok(Job::Kl { text: text(name)?, original })
+            }
+            _ => {
+                let Some(task) = Task::by_name(name) else {
+                    let known: Vec<_> = TASKS.iter().map(|task| task.name).collect();
+                    bail!("no task `{name}`; there are {}, perplexity and kl", known.join(", "));
+                };
+                let data = self.data.as_ref().with_context(|| format!("task {name} needs --data PATH"))?;
+                let file = if data.is_dir() { data.join(format!("{name}.jsonl")) } else { data.clone() };
+                Ok(Job::Questions { task, file })
+            }
+        };
+        if self.limit == Some(0) {
+            bail!("--limit is 0, expected at least 1");
+        }
+        let jobs: Vec<_> = self.task.iter().map(job).collect::<Result<_>>()?;
+        let questions = jobs.iter().filter(|job| matches!(job, Job::Questions { .. })).count();
+        if questions > 1 && self.data.as_ref().is_some_and(|data| !data.is_dir()) {
+            bail!("--data must be a directory for several benchmarks");
+        }
+        Ok(jobs)
+    }
+}
+
+/// A line for every number of a task.
+fn lines(out: &mut String, task: &str, value: &Value) {
+    let _ = writeln!(out, "{task}");
+    for (name, value) in value.as_object().into_iter().flatten() {
+        let value = match value {
+            Value::Number(n) if n.is_f64() => format!("{:.4}", n.as_f64().unwrap_or(f64::NAN)),
+            Value::Null => continue,
+            other => other.to_string(),
+        };
+        let _ = writeln!(out, "  {name:16} {value:>12}");
+    }
+}
