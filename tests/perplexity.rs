@@ -1,6 +1,6 @@
 //! Nats per token of the testbed's model, original and squished, as README.md states them.
 
-use squish_quant::{Options, Recipe, Silent, compress, perplexity, perplexity::Windows};
+use squish_quant::{Options, Recipe, Silent, Windows, compress, perplexity};
 use std::path::{Path, PathBuf};
 
 /// The testbed's own value for the original, by transformers.
@@ -39,7 +39,7 @@ fn int4_loses_less_than_0_03_nats() {
     assert!(found - GOLDEN <= 0.03, "{found}");
 }
 
-/// The number beside it, reported as it is: rounding to nearest, no calibration.
+/// The number beside it, reported as it is.
 #[test]
 fn the_bundled_model_loses_what_its_readme_says() {
     let Some(text) = testbed("wiki.test.raw") else { return };
