@@ -57,10 +57,10 @@ struct Compress {
     /// Seed of the rotations' signs; absent, the recipe's.
     #[arg(long)]
     seed: Option<u64>,
-    /// Rank of a low-rank correction for every matrix at 2 bits; absent, the recipe's.
+    /// Rank of a low-rank correction for every `nf2` matrix; absent, the recipe's.
     #[arg(long)]
     rank: Option<usize>,
-    /// Fraction of the weights in a sparse correction for every matrix at 2 bits; absent, the recipe's.
+    /// Fraction of the weights in a sparse correction for every `nf2` matrix; absent, the recipe's.
     #[arg(long)]
     sparse: Option<f64>,
     /// Text to calibrate on: a UTF-8 file, `self` for text that the model writes, or `none`; absent, `self`

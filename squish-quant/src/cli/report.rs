@@ -115,5 +115,5 @@ pub fn perplexity(measured: &Perplexity) -> String {
 
 /// The built-in recipes.
 pub fn recipes() -> Result<String> {
-    Recipe::names().map(|name| Ok(format!("{name:8}{}\n", Recipe::load(name)?.description))).collect()
+    Recipe::names().map(|name| Ok(format!("{name:13}{}\n", Recipe::load(name)?.description))).collect()
 }
