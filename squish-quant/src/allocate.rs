@@ -50,10 +50,7 @@ pub fn allocate(
     progress: &dyn Progress,
 ) -> Result<Recipe> {
     let smallest = Plan::new(checkpoint, &with_choice(recipe, 0), usize::MAX)?;
-    let mut parameters = 0;
-    for tensor in &smallest.tensors {
-        parameters += checkpoint.entry(&tensor.name)?.1.shape.iter().product::<usize>();
-    }
+    let parameters = smallest.parameters;
     let budget = (bits * parameters as f64 / 8.0) as usize;
     let mut candidates = candidates(checkpoint, recipe, &smallest, windows, progress)?;
     let mut size =

@@ -110,13 +110,11 @@ pub fn compress(source: &Path, out: &Path, options: &Options, progress: &dyn Pro
     let mut plan = Plan::new(&checkpoint, &recipe, options.max_shard_bytes)?;
     plan.notes.splice(0..0, note);
 
-    let weights = |t: &TensorPlan| checkpoint.entry(&t.name).map_or(0, |(_, e)| e.shape.iter().product());
-    let parameters = plan.tensors.iter().map(weights).sum();
     let mut certificate = Certificate {
         command: options.command.clone(),
         original: Some(hash_checkpoint(&checkpoint)?),
         calibration: calibration.as_ref().map(Tokens::record),
-        ..Certificate::new(parameters as u64, 0)
+        ..Certificate::new(plan.parameters as u64, 0)
     };
     let placeholders = placeholder_manifests(&plan, &recipe, &certificate);
     let layouts: Vec<Vec<Stored>> = (0..plan.shards).map(|shard| plan.stored(shard)).collect();
@@ -129,7 +127,7 @@ pub fn compress(source: &Path, out: &Path, options: &Options, progress: &dyn Pro
     }
 
     certificate.count(files.iter().map(WeightsFile::file_bytes).sum());
-    let mut job = Job::new(progress, parameters);
+    let mut job = Job::new(progress, plan.parameters);
     let mut records = vec![BTreeMap::new(); plan.shards];
     for tensor in plan.tensors.iter().filter(|t| matches!(t.action, Action::Copy)) {
         job.copy(&Source::new(&checkpoint, &tensor.name)?, &mut files[tensor.shard])?;

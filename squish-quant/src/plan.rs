@@ -46,6 +46,8 @@ pub struct Plan {
     pub shards: usize,
     /// Number of the model's blocks.
     pub blocks: usize,
+    /// Weights of all tensors.
+    pub parameters: usize,
     /// What a person should know: matrices that a rule matched but that could not be packed, for one.
     pub notes: Vec<String>,
 }
@@ -59,7 +61,7 @@ impl Plan {
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_bytes: usize) -> Result<Self> {
         let tied = checkpoint.config().get("tie_word_embeddings").and_then(|v| v.as_bool()) == Some(true);
         let blocks = checkpoint.names().filter_map(block_index).max().map_or(0, |last| last + 1);
-        let mut plan = Self { tensors: Vec::new(), shards: 1, blocks, notes: Vec::new() };
+        let mut plan = Self { tensors: Vec::new(), shards: 1, blocks, parameters: 0, notes: Vec::new() };
         let mut rotations = HashMap::new();
         let mut filled = 0;
         for name in checkpoint.names() {
@@ -83,6 +85,7 @@ impl Plan {
                 (plan.shards, filled) = (plan.shards + 1, 0);
             }
             filled += bytes;
+            plan.parameters += entry.shape.iter().product::<usize>();
             plan.tensors.push(TensorPlan { name: name.into(), action, stored, shard: plan.shards - 1 });
         }
         Ok(plan)

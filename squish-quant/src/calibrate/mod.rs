@@ -91,9 +91,12 @@ pub fn calibrate(
         let Action::Encode(spec) = &tensor.action else { continue };
         let encoded = match resume.load(&tensor.name, spec) {
             Some(encoded) => encoded,
-            None => job.encode(&Source::new(checkpoint, &tensor.name)?, spec)?,
+            None => {
+                let encoded = job.encode(&Source::new(checkpoint, &tensor.name)?, spec)?;
+                resume.save(&tensor.name, &encoded)?;
+                encoded
+            }
         };
-        resume.save(&tensor.name, &encoded)?;
         checkpoint.replace(&tensor.name, encoded.weight.clone());
         emit(tensor, encoded)?;
     }
@@ -112,11 +115,14 @@ pub fn calibrate(
                 }
                 None => {
                     let sums = walk.observe(layer, stage, last, job)?;
-                    walk.encode(&targets, sums)?
+                    let encoded = walk.encode(&targets, sums)?;
+                    for (target, encoded) in targets.iter().zip(&encoded) {
+                        resume.save(target.name, encoded)?;
+                    }
+                    encoded
                 }
             };
             for (target, encoded) in targets.iter().zip(encoded) {
-                resume.save(target.name, &encoded)?;
                 walk.checkpoint.replace(target.name, encoded.weight.clone());
                 job.advance(target.spec.rows * target.spec.cols);
                 emit(plans[target.name], encoded)?;
@@ -184,9 +190,7 @@ impl<'a> Walk<'a> {
     /// Goes past a stage whose matrices are finished.
     fn skip(&mut self, layer: Layer, last: bool) -> Result<()> {
         if last {
-            let original = self.original;
-            let next = self.original_stream.par_iter().map(|x| Ok(layer.run(original, x)?));
-            self.original_next = next.collect::<Result<_>>()?;
+            self.original_next = run_all(layer, self.original, &self.original_stream)?;
         }
         Ok(())
     }
@@ -279,9 +283,7 @@ impl<'a> Walk<'a> {
 
     /// Runs the packed stream through a finished layer.
     fn advance(&mut self, layer: Layer) -> Result<()> {
-        let packed = &self.packed;
-        let next = self.packed_stream.par_iter().map(|x| Ok(layer.run(packed, x)?));
-        self.packed_stream = next.collect::<Result<_>>()?;
+        self.packed_stream = run_all(layer, &self.packed, &self.packed_stream)?;
         std::mem::swap(&mut self.original_stream, &mut self.original_next);
         Ok(())
     }
@@ -346,6 +348,11 @@ impl Frame {
         shift.iter_mut().zip(weights).for_each(|(s, w)| *s += w);
         shift
     }
+}
+
+/// A stream through a layer, all windows side by side.
+fn run_all(layer: Layer, model: &Model, stream: &[Tensor]) -> Result<Vec<Tensor>> {
+    stream.par_iter().map(|x| Ok(layer.run(model, x)?)).collect()
 }
 
 fn difference(a: &[f32], b: &[f32]) -> Vec<f32> {

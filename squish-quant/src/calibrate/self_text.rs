@@ -2,7 +2,7 @@
 //! the statistics of what the model believes, and needs no data.
 
 use super::text::Amount;
-use crate::{Error, Progress, Result};
+use crate::{Error, Progress, Result, eval::sample};
 use candle_core::Tensor;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -41,7 +41,7 @@ pub fn self_written(
             // Drawn in order, looked up in parallel: the same for any number of threads.
             let draws: Vec<f64> = sequences.iter().map(|_| rng.random()).collect();
             let drawn: Vec<Option<u32>> =
-                logits.par_iter().zip(draws).map(|(logits, draw)| sample(logits, draw)).collect();
+                logits.par_iter().zip(draws).map(|(logits, draw)| sample(logits, 1.0, draw)).collect();
             for (i, (ids, id)) in sequences.iter_mut().zip(drawn).enumerate() {
                 let window = group * SIDE_BY_SIDE + i;
                 ids.push(id.ok_or_else(|| Error::NotFiniteLogits {
@@ -87,23 +87,6 @@ impl<'a> Writers<'a> {
     }
 }
 
-/// The token at the share `draw` of the distribution `softmax(logits)`; `None` where that is none.
-fn sample(logits: &[f32], draw: f64) -> Option<u32> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f64> = logits.iter().map(|&l| f64::from(l - largest).exp()).collect();
-    let total: f64 = weights.iter().sum();
-    if !total.is_finite() {
-        return None;
-    }
-    let mut left = draw * total;
-    let chosen = weights.iter().position(|weight| {
-        left -= weight;
-        left < 0.0
-    });
-    // Rounding may leave a little at the end.
-    Some(chosen.unwrap_or(logits.len() - 1) as u32)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -147,10 +130,10 @@ mod tests {
     fn sampling_follows_the_distribution() {
         let logits = [0.0, 3f32.ln(), f32::NEG_INFINITY];
         assert_eq!(
-            [0.0, 0.24, 0.26, 0.999].map(|draw| sample(&logits, draw)),
+            [0.0, 0.24, 0.26, 0.999].map(|draw| sample(&logits, 1.0, draw)),
             [Some(0), Some(0), Some(1), Some(1)]
         );
-        assert_eq!(sample(&[f32::NAN, 1.0], 0.5), None);
-        assert_eq!(sample(&[f32::NEG_INFINITY; 2], 0.5), None);
+        assert_eq!(sample(&[f32::NAN, 1.0], 1.0, 0.5), None);
+        assert_eq!(sample(&[f32::NEG_INFINITY; 2], 1.0, 0.5), None);
     }
 }

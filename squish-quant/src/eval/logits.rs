@@ -75,6 +75,24 @@ fn log_sum_exp(row: &[f32]) -> f64 {
     sum.ln() + f64::from(largest)
 }
 
+/// The token at which the cumulated probabilities, at the temperature, pass `uniform` in 0..1; `None` where the logits
+/// give no probabilities.
+pub(crate) fn sample(logits: &[f32], temperature: f64, uniform: f64) -> Option<u32> {
+    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let weights: Vec<f64> = logits.iter().map(|&v| (f64::from(v - largest) / temperature).exp()).collect();
+    let total: f64 = weights.iter().sum();
+    if !total.is_finite() {
+        return None;
+    }
+    let mut left = uniform * total;
+    let passed = weights.iter().position(|weight| {
+        left -= weight;
+        left < 0.0
+    });
+    // Rounding may leave a little: the last token that can be drawn.
+    passed.or_else(|| weights.iter().rposition(|&weight| weight > 0.0)).map(|token| token as u32)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

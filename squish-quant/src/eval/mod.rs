@@ -23,6 +23,7 @@ pub mod text;
 pub use divergence::{Divergence, Reference, divergence, kl};
 pub use encoder::Encoder;
 pub use logits::Logits;
+pub(crate) use logits::sample;
 pub use perplexity::{Perplexity, perplexity};
 pub use questions::{Question, TASKS, Task};
 pub use score::{TaskScore, log_likelihoods, score};

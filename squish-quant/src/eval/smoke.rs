@@ -8,7 +8,7 @@
 //! * a run of tokens that repeats itself ([`Fault::Loop`]);
 //! * control characters, or bytes that are no UTF-8 ([`Fault::Characters`]).
 
-use super::{Encoder, nll};
+use super::{Encoder, nll, sample};
 use crate::{Error, Progress, Result, output::io_error};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Serialize;
@@ -162,7 +162,7 @@ fn generate(
     let mut next = prompt.to_vec();
     while written.len() < count {
         let logits = session.feed(&next)?.to_vec1::<f32>().map_err(squish_models::Error::from)?;
-        let Some(token) = sample(&logits, rng.random()) else { return Ok(None) };
+        let Some(token) = sample(&logits, TEMPERATURE, rng.random()) else { return Ok(None) };
         if ends.contains(&token) {
             break;
         }
@@ -170,23 +170,6 @@ fn generate(
         next = vec![token];
     }
     Ok(Some(written))
-}
-
-/// The token at which the cumulated probabilities, at the temperature, pass `uniform` in 0..1.
-fn sample(logits: &[f32], uniform: f64) -> Option<u32> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weights: Vec<f64> = logits.iter().map(|&v| (f64::from(v - largest) / TEMPERATURE).exp()).collect();
-    let total: f64 = weights.iter().sum();
-    if !total.is_finite() {
-        return None;
-    }
-    let mut left = uniform * total;
-    let passed = weights.iter().position(|weight| {
-        left -= weight;
-        left < 0.0
-    });
-    // Rounding may leave a little: the last token that can be drawn.
-    passed.or_else(|| weights.iter().rposition(|&weight| weight > 0.0)).map(|token| token as u32)
 }
 
 /// What is wrong with an answer.
@@ -281,10 +264,11 @@ mod tests {
     #[test]
     fn sampling_follows_the_probabilities() {
         let logits = [0.0, f32::NEG_INFINITY, (2f32.ln()) * TEMPERATURE as f32];
-        let drawn: Vec<_> = [0.0, 0.32, 0.34, 0.999999].map(|u| sample(&logits, u).unwrap()).into();
+        let drawn: Vec<_> =
+            [0.0, 0.32, 0.34, 0.999999].map(|u| sample(&logits, TEMPERATURE, u).unwrap()).into();
         assert_eq!(drawn, [0, 0, 2, 2]);
-        assert_eq!(sample(&logits, 1.0), Some(2));
-        assert_eq!(sample(&[0.0, f32::NAN], 0.5), None);
-        assert_eq!(sample(&[f32::INFINITY, 0.0], 0.5), None);
+        assert_eq!(sample(&logits, TEMPERATURE, 1.0), Some(2));
+        assert_eq!(sample(&[0.0, f32::NAN], TEMPERATURE, 0.5), None);
+        assert_eq!(sample(&[f32::INFINITY, 0.0], TEMPERATURE, 0.5), None);
     }
 }
