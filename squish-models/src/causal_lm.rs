@@ -12,8 +12,6 @@ use candle_core::Tensor;
 pub struct Step {
     /// Rotary embedding of the new positions.
     pub rotary: RotaryTable,
-    /// Hides later positions, `[n, past + n]`; `None` where a single new position sees all.
-    pub mask: Option<Tensor>,
 }
 
 /// A causal language model: immutable weights, used through a cache that the caller owns.

@@ -6,7 +6,7 @@ use crate::{
     causal_lm::{CausalLm, Step},
     config::{self, ModelConfig},
     kv_cache::LayerCache,
-    layers::{Attention, AttentionShape, Embedding, GatedMlp, Linear, RmsNorm, Rotary, causal_mask},
+    layers::{Attention, AttentionShape, Embedding, GatedMlp, Linear, RmsNorm, Rotary},
 };
 use candle_core::{Device, Tensor};
 use serde::Deserialize;
@@ -167,7 +167,7 @@ impl CausalLm for Qwen2 {
 
     fn step(&self, past: usize, n: usize) -> candle_core::Result<Step> {
         let rotary = self.rotary.table(past, n, &self.device)?;
-        Ok(Step { rotary, mask: causal_mask(n, past, &self.device)? })
+        Ok(Step { rotary })
     }
 
     fn attention(
@@ -178,7 +178,7 @@ impl CausalLm for Qwen2 {
         cache: &mut LayerCache,
     ) -> candle_core::Result<Tensor> {
         let Block { input_norm, attention, .. } = &self.blocks[block];
-        x + attention.forward(input_norm.forward(x)?, &step.rotary, step.mask.as_ref(), cache)?
+        x + attention.forward(input_norm.forward(x)?, &step.rotary, cache)?
     }
 
     fn mlp(&self, block: usize, x: &Tensor) -> candle_core::Result<Tensor> {

@@ -3,12 +3,15 @@
 //! Each op is one file with its CPU implementation; a Metal or CUDA backend adds `metal_fwd` or
 //! `cuda_fwd` beside it. Until then Candle's defaults answer, with an error that names the op.
 
+mod attention;
 mod gather;
 mod matmul;
 mod rotate;
+mod softmax;
 mod sparse;
 mod transposed;
 
+pub use attention::Attention;
 pub use gather::Gather;
 pub use matmul::MatMul;
 pub use rotate::Rotate;
@@ -40,6 +43,27 @@ fn rows_of<'a>(
         [.., last] if *last == cols => Ok((&values[start..end], (end - start) / cols)),
         _ => refuse(&format!("must have {cols} columns")),
     }
+}
+
+/// The f32 matrices behind a storage of three dimensions, of which only the first may have gaps.
+fn strided_rows<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<attention::Matrices<'a>> {
+    let refuse = |what: &str| {
+        let (dims, dtype) = (layout.dims(), storage_dtype(storage));
+        Err(Error::Msg(format!("{op} {dims:?} {dtype:?} {what}")).bt())
+    };
+    let CpuStorage::F32(values) = storage else {
+        return refuse("must be F32");
+    };
+    let (&[count, rows, cols], &[stride, between_rows, between]) = (layout.dims(), layout.stride()) else {
+        return refuse("must have three dimensions");
+    };
+    // The stride of a dimension of one element means nothing.
+    let contiguous = (between == 1 || cols == 1) && (between_rows == cols || rows == 1);
+    if !contiguous || (count > 1 && stride < rows * cols) {
+        return refuse("must be contiguous matrices");
+    }
+    let values = &values[layout.start_offset()..];
+    Ok(attention::Matrices { values, dims: [count, rows, cols], stride })
 }
 
 fn storage_dtype(storage: &CpuStorage) -> candle_core::DType {

@@ -3,7 +3,7 @@
 use super::{Linear, RotaryTable};
 use crate::{Result, checkpoint::Tensors, kv_cache::LayerCache};
 use candle_core::{Device, Tensor};
-use squish_kernels::Input;
+use squish_kernels::{Input, ops};
 
 /// Head counts and sizes.
 #[derive(Debug, Clone, Copy)]
@@ -47,8 +47,7 @@ impl Attention {
         })
     }
 
-    /// `x [n, hidden_size]` to the same shape. `mask [n, positions]` is added to the scores; `None` when
-    /// `n` is 1 and all positions are visible.
+    /// `x [n, hidden_size]` to the same shape, for the `n` positions after those in the cache.
     ///
     /// # Errors
     /// When a tensor operation fails.
@@ -56,7 +55,6 @@ impl Attention {
         &self,
         x: Tensor,
         rotary: &RotaryTable,
-        mask: Option<&Tensor>,
         cache: &mut LayerCache,
     ) -> candle_core::Result<Tensor> {
         let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
@@ -68,32 +66,8 @@ impl Attention {
         let k = rotary.apply(&split(self.k.forward(&x)?, kv_heads)?)?;
         let v = split(self.v.forward(&x)?, kv_heads)?;
         let (k, v) = cache.append(&k, &v)?;
-        let positions = k.dim(1)?;
-
-        // The query heads of one key head are stacked as more rows of the same product, so that the keys
-        // and values are not repeated.
-        let stacked = (kv_heads, heads / kv_heads * n, head_dim);
-        let q = (q * (head_dim as f64).powf(-0.5))?.reshape(stacked)?;
-        let mut scores = q.matmul(&k.transpose(1, 2)?)?;
-        if let Some(mask) = mask {
-            scores = scores.reshape((heads, n, positions))?.broadcast_add(mask)?;
-        }
-        let weights = candle_nn::ops::softmax_last_dim(&scores)?.reshape((kv_heads, stacked.1, positions))?;
-        let y = weights.matmul(&v)?.reshape((heads, n, head_dim))?.transpose(0, 1)?;
-        self.o.forward(&Input::new(y.reshape((n, heads * head_dim))?))
+        let scale = (head_dim as f32).powf(-0.5);
+        let y = q.apply_op3(&k, &v, ops::Attention { scale, softcap: None, window: None })?;
+        self.o.forward(&Input::new(y))
     }
-}
-
-/// The mask `[n, past + n]` that hides later positions from `n` new ones: 0 where visible, else minus infinity.
-/// `None` for a single position, which sees all.
-///
-/// # Errors
-/// When the tensor cannot be made.
-pub fn causal_mask(n: usize, past: usize, device: &Device) -> candle_core::Result<Option<Tensor>> {
-    if n == 1 {
-        return Ok(None);
-    }
-    let hidden = |(i, j): (usize, usize)| if j > past + i { f32::NEG_INFINITY } else { 0.0 };
-    let values = (0..n).flat_map(|i| (0..past + n).map(move |j| (i, j))).map(hidden).collect();
-    Tensor::from_vec(values, (n, past + n), device).map(Some)
 }

@@ -8,7 +8,7 @@ mod mlp;
 mod norm;
 mod rotary;
 
-pub use attention::{Attention, AttentionShape, causal_mask};
+pub use attention::{Attention, AttentionShape};
 pub use linear::{Embedding, Linear, Observer};
 pub use mlp::GatedMlp;
 pub use norm::RmsNorm;
