@@ -4,11 +4,11 @@
 
 use squish_kernels::{
     arch::{self, Tiles},
-    scheme::{PANEL_COLS, PANEL_ROWS, TCQ2, TCQ3, TCQ4, TILE},
+    scheme::{PANEL_COLS, PANEL_ROWS, TCQ2, TCQ3, TCQ4, TCQ5, TILE},
 };
 use std::{hint::black_box, time::Instant};
 
-/// Panels of 16 rows x 256 columns: at 4 bits their codes are 512 KiB.
+/// Panels of 16 rows x 256 columns: at 5 bits their codes are 640 KiB.
 const PANELS: usize = 256;
 /// Passes over the panels; the fastest counts.
 const PASSES: usize = 200;
@@ -16,7 +16,7 @@ const PASSES: usize = 200;
 fn main() {
     println!("{:>8} {:>6} {:>14} {:>16}", "isa", "scheme", "G weights/s", "GB/s of codes");
     for kernels in arch::available() {
-        for (name, scheme) in [("tcq2", &TCQ2), ("tcq3", &TCQ3), ("tcq4", &TCQ4)] {
+        for (name, scheme) in [("tcq2", &TCQ2), ("tcq3", &TCQ3), ("tcq4", &TCQ4), ("tcq5", &TCQ5)] {
             let bytes = PANEL_COLS / TILE * scheme.tile_bytes();
             let codes: Vec<u8> =
                 (0..PANELS * bytes).map(|i| (i.wrapping_mul(0x9e37_79b9) >> 13) as u8).collect();

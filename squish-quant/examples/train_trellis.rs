@@ -1,6 +1,6 @@
 //! Trains the tables of levels of the trellis schemes on a Gaussian source, or measures those in use.
 //!
-//!     cargo run --release -p squish-quant --example train_trellis -- --bits 2,3,4 --seed 1
+//!     cargo run --release -p squish-quant --example train_trellis -- --bits 2,3,4,5 --seed 1
 //!
 //! A round encodes fresh samples with the table (Viterbi's search), and moves the level of each window to the mean of the
 //! samples that were encoded by it. By itself that stops at the next best local optimum; so noise is added to the levels after each
@@ -18,7 +18,7 @@ use rand_distr::StandardNormal;
 use rayon::prelude::*;
 use serde_json::json;
 use squish_kernels::scheme::{
-    TCQ2, TCQ3, TCQ4, Trellis,
+    TCQ2, TCQ3, TCQ4, TCQ5, Trellis,
     trellis::{self, LEVEL_UNIT, TILE_WEIGHTS},
 };
 use squish_quant::viterbi::Viterbi;
@@ -27,7 +27,7 @@ use squish_quant::viterbi::Viterbi;
 #[derive(Debug, Parser)]
 struct Cli {
     /// Bits a weight: which tables.
-    #[arg(long, value_delimiter = ',', default_values_t = [2, 3, 4], value_parser = bits)]
+    #[arg(long, value_delimiter = ',', default_values_t = [2, 3, 4, 5], value_parser = bits)]
     bits: Vec<usize>,
     /// Where the random numbers begin.
     #[arg(long, default_value_t = 1)]
@@ -61,8 +61,8 @@ struct Cli {
 
 fn bits(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(bits @ 2..=4) => Ok(bits),
-        _ => Err("must be 2, 3 or 4".into()),
+        Ok(bits @ 2..=5) => Ok(bits),
+        _ => Err("must be 2, 3, 4 or 5".into()),
     }
 }
 
@@ -205,7 +205,7 @@ struct Integers {
 }
 
 fn built_in(bits: usize) -> Integers {
-    let scheme: &Trellis = [&TCQ2, &TCQ3, &TCQ4][bits - 2];
+    let scheme: &Trellis = [&TCQ2, &TCQ3, &TCQ4, &TCQ5][bits - 2];
     Integers { seed: 0, levels: *scheme.table(), step: f64::from(scheme.gaussian_scale() / LEVEL_UNIT) }
 }
 

@@ -64,7 +64,7 @@ impl Viterbi {
     /// The trellis of `bits` a weight with this table of levels.
     ///
     /// # Panics
-    /// Unless `bits` is 2, 3 or 4.
+    /// Unless `bits` is 2, 3, 4 or 5.
     pub fn new(bits: usize, table: &[i8; 256]) -> Self {
         Self::with_levels(bits, table.map(f32::from))
     }
@@ -72,9 +72,9 @@ impl Viterbi {
     /// The same for levels that are not integers: finite, and less than 65536 in magnitude.
     ///
     /// # Panics
-    /// Unless `bits` is 2, 3 or 4.
+    /// Unless `bits` is 2, 3, 4 or 5.
     pub fn with_levels(bits: usize, levels: [f32; 256]) -> Self {
-        assert!((2..=4).contains(&bits), "trellis codes have 2, 3 or 4 bits a weight");
+        assert!((2..=5).contains(&bits), "trellis codes have 2, 3, 4 or 5 bits a weight");
         let lanes = lanes();
         let targets = Aligned::new(TILE_WEIGHTS * lanes);
         let costs = Aligned::new((TILE_WEIGHTS + 1) * (256 >> bits) * lanes);
@@ -170,7 +170,8 @@ impl WithSimd for Search<'_> {
         match self.viterbi.bits {
             2 => self.run::<S, 2>(simd),
             3 => self.run::<S, 3>(simd),
-            _ => self.run::<S, 4>(simd),
+            4 => self.run::<S, 4>(simd),
+            _ => self.run::<S, 5>(simd),
         }
     }
 }

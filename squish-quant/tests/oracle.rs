@@ -31,6 +31,7 @@ const FORMS: &[(&str, bool, usize, f64)] = &[
     ("tcq2", true, 16, 0.01),
     ("tcq3", true, 0, 0.0),
     ("tcq4", false, 0, 0.0),
+    ("tcq5", true, 0, 0.0),
     ("bf16", false, 0, 0.0),
     ("f16", false, 0, 0.0),
     ("f32", false, 0, 0.0),

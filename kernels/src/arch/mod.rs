@@ -117,8 +117,8 @@ mod tests {
 
         #[test]
         fn every_decoding_of_tiles_equals_the_definition(
-            bits in 2..5usize, count in 1..17usize, first in 0..16usize, rows in 0..17usize, steps: [f32; 16],
-            table in prop::collection::vec(any::<i8>(), 256), codes in prop::collection::vec(any::<u8>(), 16 * 128),
+            bits in 2..6usize, count in 1..17usize, first in 0..16usize, rows in 0..17usize, steps: [f32; 16],
+            table in prop::collection::vec(any::<i8>(), 256), codes in prop::collection::vec(any::<u8>(), 16 * 160),
         ) {
             let (codes, rows) = (&codes[..count * 32 * bits], rows.min(16 - first));
             let (table, stride) = (table.as_slice().try_into().unwrap(), 16 * count + 3);

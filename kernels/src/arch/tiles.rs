@@ -6,7 +6,7 @@ const TILE: usize = crate::scheme::TILE;
 /// A run of tiles of one strip of 16 rows, and the rows of it that are wanted.
 #[derive(Debug, Clone, Copy)]
 pub struct Tiles<'a> {
-    /// Bits of a weight: 2, 3 or 4.
+    /// Bits of a weight: 2, 3, 4 or 5.
     pub bits: usize,
     /// The level of each window.
     pub table: &'a [i8; 256],
@@ -27,7 +27,7 @@ impl Tiles<'_> {
     /// When it has not, or a shape breaks a rule above.
     #[inline(always)]
     pub(super) fn check(&self, out: &[f32]) {
-        assert!((2..=4).contains(&self.bits) && self.codes.len().is_multiple_of(32 * self.bits));
+        assert!((2..=5).contains(&self.bits) && self.codes.len().is_multiple_of(32 * self.bits));
         let (rows, width) = (self.steps.len(), self.codes.len() / (2 * self.bits));
         assert!(self.first <= TILE && rows <= TILE - self.first && width <= self.stride);
         let end = rows.saturating_sub(1).checked_mul(self.stride).and_then(|start| start.checked_add(width));
@@ -100,6 +100,7 @@ pub fn decode(tiles: Tiles, out: &mut [f32]) {
     match tiles.bits {
         2 => run::<2>(tiles, out),
         3 => run::<3>(tiles, out),
-        _ => run::<4>(tiles, out),
+        4 => run::<4>(tiles, out),
+        _ => run::<5>(tiles, out),
     }
 }

@@ -53,7 +53,7 @@ proptest! {
         s in 0..scheme::ALL.len(), rows in 1..70usize, units in 1..8usize, batch in 1..20usize, seed: u64,
     ) {
         let (name, cols) = (scheme::ALL[s].name(), 64 * units);
-        let group = match name { "int4" => 32, "tcq2" | "tcq3" | "tcq4" => cols, _ => 64 };
+        let group = match name { "int4" => 32, name if name.starts_with("tcq") => cols, _ => 64 };
         let rng = &mut StdRng::seed_from_u64(seed);
         let w = random(name, rows, cols, group, rng);
         let x = input(batch, cols, rng);

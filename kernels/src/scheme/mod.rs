@@ -22,7 +22,7 @@ pub use float::{BF16, Element, F16, F32, Float};
 pub use gaussian::{Gaussian, INT3, INT4R, NF2};
 pub use int4::{INT4, Int4};
 pub use int8::{INT8, Int8};
-pub use trellis::{LEVEL_UNIT, TCQ2, TCQ3, TCQ4, TILE, TILE_WEIGHTS, Trellis};
+pub use trellis::{LEVEL_UNIT, TCQ2, TCQ3, TCQ4, TCQ5, TILE, TILE_WEIGHTS, Trellis};
 pub use units::{CodeUnit, UNIT, Unit2, Unit3, Unit4};
 
 /// Rows of a panel: the most rows that are decoded together.
@@ -34,7 +34,8 @@ pub const PANEL_ROWS: usize = 16;
 pub const PANEL_COLS: usize = 256;
 
 /// Every scheme of this build, in order of bits.
-pub static ALL: &[&dyn Scheme] = &[&TCQ2, &NF2, &TCQ3, &INT3, &TCQ4, &INT4R, &INT4, &INT8, &BF16, &F16, &F32];
+pub static ALL: &[&dyn Scheme] =
+    &[&TCQ2, &NF2, &TCQ3, &INT3, &TCQ4, &INT4R, &INT4, &TCQ5, &INT8, &BF16, &F16, &F32];
 
 /// Names of all schemes.
 pub fn names() -> Vec<&'static str> {

@@ -89,6 +89,7 @@ pub fn encoder(scheme: &dyn Scheme) -> Option<&'static dyn Encoder> {
         "tcq2" => Some(&scheme::TCQ2),
         "tcq3" => Some(&scheme::TCQ3),
         "tcq4" => Some(&scheme::TCQ4),
+        "tcq5" => Some(&scheme::TCQ5),
         "bf16" => Some(&scheme::BF16),
         "f16" => Some(&scheme::F16),
         "f32" => Some(&scheme::F32),

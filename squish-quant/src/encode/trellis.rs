@@ -1,4 +1,4 @@
-//! `tcq2`, `tcq3`, `tcq4`: a scale per row, and for each tile the path through the trellis that costs least.
+//! `tcq2` to `tcq5`: a scale per row, and for each tile the path through the trellis that costs least.
 
 use super::{Block, Encoder, Metric, put_f16};
 use crate::viterbi::Viterbi;

@@ -3,9 +3,9 @@ use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rand_distr::StandardNormal;
 use squish_kernels::scheme::trellis::LEVEL_UNIT;
-use squish_kernels::scheme::{TCQ2, TCQ3, TCQ4, Trellis};
+use squish_kernels::scheme::{TCQ2, TCQ3, TCQ4, TCQ5, Trellis};
 
-const SCHEMES: [&Trellis; 3] = [&TCQ2, &TCQ3, &TCQ4];
+const SCHEMES: [&Trellis; 4] = [&TCQ2, &TCQ3, &TCQ4, &TCQ5];
 type Tile = [f32; TILE_WEIGHTS];
 
 fn gaussian(tiles: usize, sigma: f32, seed: u64) -> Vec<Tile> {
@@ -130,7 +130,7 @@ proptest! {
 
     #[test]
     fn codes_decode_to_the_levels(
-        bits in 2..5usize, tiles in 1..12usize, sigma in prop::sample::select(vec![0.0, 1e-30, 1.0, 40.0, 1e4, 1e38]),
+        bits in 2..6usize, tiles in 1..12usize, sigma in prop::sample::select(vec![0.0, 1e-30, 1.0, 40.0, 1e4, 1e38]),
         columns in prop::array::uniform16(prop::sample::select(vec![0.0, 1e-38, 1e-6, 1.0, 5.0, 1e30])), seed in any::<u64>(),
     ) {
         let scheme = SCHEMES[bits - 2];

@@ -118,7 +118,8 @@ fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
         match tiles.bits {
             2 => instance::<2>(tiles, out),
             3 => instance::<3>(tiles, out),
-            _ => instance::<4>(tiles, out),
+            4 => instance::<4>(tiles, out),
+            _ => instance::<5>(tiles, out),
         }
     }
 }

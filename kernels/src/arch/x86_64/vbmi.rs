@@ -19,7 +19,8 @@ fn decode(tiles: Tiles, out: &mut [f32]) {
         match tiles.bits {
             2 => instance::<2>(tiles, out),
             3 => instance::<3>(tiles, out),
-            _ => instance::<4>(tiles, out),
+            4 => instance::<4>(tiles, out),
+            _ => instance::<5>(tiles, out),
         }
     }
 }
@@ -32,10 +33,11 @@ fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
         std::array::from_fn(|i| load(tiles.table[64 * i..].first_chunk().expect("256 levels")));
     let shifts = load(&Quarter::<K>::SHIFTS);
     for (t, tile) in tiles.codes.chunks_exact(32 * K).enumerate() {
-        let (low, high) = tile_bytes::<K>(tile);
+        let front = load_bytes(tile, 0);
         for quarter in rows.start / 4..rows.end.div_ceil(4) {
             // Eight windows in each 64-bit lane: the bytes that they lie in, then eight bits from each one's first.
-            let lanes = _mm512_permutex2var_epi8(low, load(&Quarter::<K>::BYTES[quarter]), high);
+            let bytes = load_bytes(tile, Quarter::<K>::STARTS[quarter]);
+            let lanes = _mm512_permutex2var_epi8(bytes, load(&Quarter::<K>::BYTES[quarter]), front);
             let windows = _mm512_multishift_epi64_epi8(shifts, lanes);
             // A permutation looks at the lower seven bits of a window; the eighth chooses between two of them.
             let lower = _mm512_permutex2var_epi8(table[0], windows, table[1]);
@@ -65,12 +67,25 @@ fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
 struct Quarter<const K: usize>;
 
 impl<const K: usize> Quarter<K> {
-    /// The bytes that each lane takes, for each quarter: eight from the start of its eight windows on, wrapping around.
+    /// Where 64 bytes of the tile begin in which a quarter lies, but for what has wrapped around.
+    const STARTS: [usize; 4] = {
+        let mut starts = [0; 4];
+        let mut quarter = 0;
+        while quarter < 4 {
+            let (start, last) = (8 * K * quarter, 32 * K - 64);
+            starts[quarter] = if start < last { start } else { last };
+            quarter += 1;
+        }
+        starts
+    };
+
+    /// The bytes that each lane takes, for each quarter: eight from the start of its eight windows on. Those from 64 on
+    /// are the tile's first ones again.
     const BYTES: [[i8; 64]; 4] = {
         let mut bytes = [[0; 64]; 4];
         let mut i = 0;
         while i < 256 {
-            bytes[i / 64][i % 64] = ((K * (i / 8) + i % 8) % (32 * K)) as i8;
+            bytes[i / 64][i % 64] = (K * (i / 8) + i % 8 - Self::STARTS[i / 64]) as i8;
             i += 1;
         }
         bytes
@@ -95,19 +110,11 @@ fn load(bytes: &[i8; 64]) -> __m512i {
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
 
-/// A tile's 64, 96 or 128 bytes; what the second register holds past them is never looked at.
+/// 64 bytes of a tile.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn tile_bytes<const K: usize>(tile: &[u8]) -> (__m512i, __m512i) {
-    assert!(tile.len() == 32 * K);
-    // SAFETY: the reads end at byte 64, 96 or 128 of the tile, which has that many.
-    unsafe {
-        let low = _mm512_loadu_si512(tile.as_ptr().cast());
-        let high = match K {
-            2 => low,
-            3 => _mm512_castsi256_si512(_mm256_loadu_si256(tile.as_ptr().add(64).cast())),
-            _ => _mm512_loadu_si512(tile.as_ptr().add(64).cast()),
-        };
-        (low, high)
-    }
+fn load_bytes(tile: &[u8], start: usize) -> __m512i {
+    let bytes: &[u8; 64] = tile[start..].first_chunk().expect("a tile has 64 bytes from here on");
+    // SAFETY: the pointer is that of 64 bytes.
+    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }

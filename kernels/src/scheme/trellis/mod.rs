@@ -1,4 +1,4 @@
-//! `tcq2`, `tcq3`, `tcq4`: trellis codes of 2, 3 and 4 bits a weight.
+//! `tcq2` to `tcq5`: trellis codes of 2, 3, 4 and 5 bits a weight.
 //!
 //! A weight's level is looked up not by its own `k` bits alone but by a window of eight, most of which it
 //! shares with its neighbours: the codes of a tile form a path through a trellis of 256 states, and an
@@ -25,7 +25,7 @@ use crate::{
     arch::{self, Tiles},
 };
 use std::ops::Range;
-use tables::{TABLE_2, TABLE_3, TABLE_4, Table};
+use tables::{TABLE_2, TABLE_3, TABLE_4, TABLE_5, Table};
 
 pub use tile::{pack, window, windows};
 
@@ -42,6 +42,8 @@ pub static TCQ2: Trellis = Trellis { name: "tcq2", bits: 2, table: &TABLE_2 };
 pub static TCQ3: Trellis = Trellis { name: "tcq3", bits: 3, table: &TABLE_3 };
 /// Four bits a weight: 22.72 dB on a Gaussian.
 pub static TCQ4: Trellis = Trellis { name: "tcq4", bits: 4, table: &TABLE_4 };
+/// Five bits a weight: 28.33 dB on a Gaussian.
+pub static TCQ5: Trellis = Trellis { name: "tcq5", bits: 5, table: &TABLE_5 };
 
 /// A trellis code with a trained table and one f16 scale a row.
 #[derive(Debug)]
@@ -52,7 +54,7 @@ pub struct Trellis {
 }
 
 impl Trellis {
-    /// Bits of a weight, `k`: 2, 3 or 4.
+    /// Bits of a weight, `k`: 2, 3, 4 or 5.
     pub fn bits(&self) -> usize {
         self.bits
     }

@@ -29,7 +29,7 @@ pub fn pack(windows: &[u8; TILE_WEIGHTS], bits: usize, tile: &mut [u8]) {
     assert_eq!(tile.len(), TILE_WEIGHTS / 8 * bits, "a tile's code has a fixed length");
     // Eight weights fill whole bytes: `bits` of them.
     for (windows, bytes) in windows.as_chunks::<8>().0.iter().zip(tile.chunks_exact_mut(bits)) {
-        let symbols = windows.iter().map(|window| u32::from(*window) & ((1 << bits) - 1));
+        let symbols = windows.iter().map(|window| u64::from(*window) & ((1 << bits) - 1));
         let word = symbols.enumerate().fold(0, |word, (i, symbol)| word | symbol << (bits * i));
         bytes.copy_from_slice(&word.to_le_bytes()[..bits]);
     }
@@ -43,7 +43,7 @@ mod tests {
     proptest! {
         #[test]
         fn pack_and_windows_are_inverse(
-            bits in 2..5usize, bytes in prop::collection::vec(any::<u8>(), TILE_WEIGHTS / 2),
+            bits in 2..6usize, bytes in prop::collection::vec(any::<u8>(), 160),
         ) {
             let tile = &bytes[..32 * bits];
             let windows = windows(tile, bits);
@@ -64,11 +64,12 @@ mod tests {
     /// The vectors of docs/format.md: byte `j` of the code is `255 - j`.
     #[test]
     fn test_vectors_of_the_specification() {
-        let code: [u8; 128] = std::array::from_fn(|j| 255 - j as u8);
+        let code: [u8; 160] = std::array::from_fn(|j| 255 - j as u8);
         let vectors = [
             (2, [255, 191, 239, 251, 254, 127, 223, 247], [192, 240, 252, 255]),
             (3, [255, 223, 251, 255, 223, 251, 63, 231], [10, 65, 232, 253]),
             (4, [255, 239, 254, 223, 253, 207, 252, 191], [129, 8, 128, 248]),
+            (5, [255, 247, 127, 251, 207, 254, 239, 95], [22, 48, 129, 236]),
         ];
         for (bits, first, last) in vectors {
             let windows = windows(&code[..32 * bits], bits);
