@@ -17,6 +17,10 @@ pub struct ModelConfig {
     pub hidden_size: usize,
     /// Number of blocks.
     pub num_hidden_layers: usize,
+    /// Key and value heads of a block.
+    pub num_key_value_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
 }
 
 /// The architecture that `config.json` names first.

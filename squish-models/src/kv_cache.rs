@@ -1,9 +1,14 @@
 //! Keys and values of the positions that a session has seen.
 
+use crate::ModelConfig;
 use candle_core::{Result, Tensor};
 
 /// Positions by which a full cache grows at least.
 const GROWTH: usize = 256;
+
+/// A full cache grows by one part in so many, at least: that much of it may be empty, and a position is copied
+/// about as many times.
+const GROWTH_SHARE: usize = 8;
 
 /// The cache of all layers.
 #[derive(Debug, Clone)]
@@ -15,6 +20,14 @@ impl KvCache {
     /// An empty cache.
     pub fn new(num_layers: usize) -> Self {
         Self { layers: vec![LayerCache::default(); num_layers] }
+    }
+
+    /// The most bytes that a cache takes which holds up to `positions`: with what has been grown ahead, and the second buffer of
+    /// a layer that is growing.
+    pub fn most_bytes(config: &ModelConfig, positions: usize) -> usize {
+        let capacity = positions.next_multiple_of(GROWTH).max(positions + positions / GROWTH_SHARE);
+        let buffer = config.num_key_value_heads * capacity * config.head_dim * size_of::<f32>();
+        (2 * config.num_hidden_layers + 1) * buffer
     }
 
     /// Positions held.
@@ -84,8 +97,8 @@ impl Clone for LayerCache {
 /// A larger buffer that holds the first `len` positions of `held`, and room for `next` after them.
 fn grown(held: Option<&Tensor>, next: &Tensor, len: usize) -> Result<Tensor> {
     let (heads, n, head_dim) = next.dims3()?;
-    // Doubling keeps the copying per position constant.
-    let capacity = (len + n).next_multiple_of(GROWTH).max(2 * len);
+    // Growing by a share of what is held keeps the copying per position constant.
+    let capacity = (len + n).next_multiple_of(GROWTH).max(len + len / GROWTH_SHARE);
     let buffer = Tensor::zeros((heads, capacity, head_dim), next.dtype(), next.device())?;
     if let Some(held) = held.filter(|_| len > 0) {
         buffer.slice_set(&held.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
@@ -97,6 +110,33 @@ fn grown(held: Option<&Tensor>, next: &Tensor, len: usize) -> Result<Tensor> {
 mod tests {
     use super::*;
     use candle_core::Device;
+
+    #[test]
+    fn takes_no_more_than_it_says() {
+        let config = ModelConfig {
+            architecture: String::new(),
+            vocab_size: 1,
+            context_length: 5000,
+            hidden_size: 2,
+            num_hidden_layers: 3,
+            num_key_value_heads: 2,
+            head_dim: 1,
+        };
+        for n in [1, 255, 256, 257, 1000] {
+            let mut cache = KvCache::new(config.num_hidden_layers);
+            let mut held = 0;
+            while held < 4500 {
+                for layer in 0..config.num_hidden_layers {
+                    cache.layer(layer).append(&positions(0..n), &positions(0..n)).unwrap();
+                }
+                held += n as usize;
+                let buffers = cache.layers.iter().filter_map(|layer| layer.buffers.as_ref());
+                let bytes: usize = buffers.map(|(k, v)| 4 * (k.elem_count() + v.elem_count())).sum();
+                let most = KvCache::most_bytes(&config, held);
+                assert!(bytes <= most && most < 2 * bytes + 8192, "{held}: {bytes} {most}");
+            }
+        }
+    }
 
     fn positions(range: std::ops::Range<u32>) -> Tensor {
         let n = range.len();

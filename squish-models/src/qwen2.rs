@@ -146,6 +146,8 @@ pub fn load(checkpoint: &Checkpoint, device: &Device) -> Result<Box<dyn CausalLm
             context_length: c.max_position_embeddings,
             hidden_size: c.hidden_size,
             num_hidden_layers: c.num_hidden_layers,
+            num_key_value_heads: c.num_key_value_heads,
+            head_dim: c.head_dim(),
         },
         embedding,
         blocks,

@@ -57,7 +57,7 @@ pub fn allocate(
         WeightsFile::size(&smallest.stored(0), &Map::new()) + HEADER_BYTES * smallest.tensors.len();
     if size > budget {
         let least = 8.0 * size as f64 / parameters as f64;
-        return Err(Error::Budget { bits, least });
+        return Err(Error::Budget { bits, least, least_bytes: size });
     }
     while let Some((i, to)) = best_step(&candidates, budget - size) {
         let candidate = &mut candidates[i];

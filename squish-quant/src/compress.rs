@@ -8,6 +8,7 @@ use crate::{
         text::{Amount, Text, Tokens},
     },
     certificate::{TOOL, hash_checkpoint},
+    fit::{Memory, Target},
     inspect,
     matrix::Encoded,
     output::{OutputDir, Stored, WeightsFile, io_error},
@@ -43,8 +44,8 @@ const COPIED_FILES: &[&str] = &[
 pub struct Options {
     /// Which tensor gets which scheme.
     pub recipe: Recipe,
-    /// Bits per parameter that the weights files may take, in the place of what the recipe aims at.
-    pub target_bits: Option<f64>,
+    /// What the weights files may take, in the place of what the recipe aims at.
+    pub target: Option<Target>,
     /// Weights files are split above this size.
     pub max_shard_bytes: usize,
     /// What to calibrate on; `None` for rounding alone.
@@ -62,7 +63,7 @@ impl Options {
         let calibration = recipe.calibrate.then_some(Text::SelfWritten);
         Self {
             recipe,
-            target_bits: None,
+            target: None,
             max_shard_bytes: 5_000_000_000,
             calibration,
             amount: Amount::default(),
@@ -77,6 +78,9 @@ pub struct Report {
     /// What the output holds.
     #[serde(flatten)]
     pub inspection: Inspection,
+    /// What it takes while it runs, where a memory was to be fitted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Memory>,
     /// What a person should know.
     pub notes: Vec<String>,
     /// Wall-clock time.
@@ -106,7 +110,23 @@ pub fn compress(source: &Path, out: &Path, options: &Options, progress: &dyn Pro
         Some(text) => Some(text.read(&checkpoint, &model, options.amount, options.recipe.seed, progress)?),
         None => None,
     };
-    let (recipe, note) = allocated(&mut checkpoint, options, calibration.as_ref(), progress)?;
+    let target = match (options.target, options.recipe.target_bits) {
+        (None, Some(bits)) => Some(Target::BitsPerParameter(bits)),
+        (target, _) => target,
+    };
+    let (mut recipe, mut note, mut memory) = (options.recipe.clone(), None, None);
+    if let (Some(target), Some(calibration)) = (target, &calibration) {
+        let (bits, beside) = target.bits(&checkpoint, &model, &recipe)?;
+        memory = beside;
+        match allocate(&mut checkpoint, &recipe, bits, &calibration.windows, progress) {
+            Ok(allocated) => recipe = allocated,
+            // What a recipe aims at suits models of some size; what a caller asks for is meant.
+            Err(e @ Error::Budget { .. }) if options.target.is_none() => {
+                note = Some(format!("{e}; its fixed schemes are taken"));
+            }
+            Err(e) => return Err(target.refused(e, memory)),
+        }
+    }
     let mut plan = Plan::new(&checkpoint, &recipe, options.max_shard_bytes)?;
     plan.notes.splice(0..0, note);
 
@@ -161,28 +181,11 @@ pub fn compress(source: &Path, out: &Path, options: &Options, progress: &dyn Pro
     }
     write_small_files(&checkpoint, &plan, options, &output)?;
     output.finish()?;
-    Ok(Report { inspection: inspect(out)?, notes: plan.notes, seconds: start.elapsed().as_secs_f64() })
-}
-
-/// The recipe with its choices made, where a number of bits is aimed at; and what a person should know of that.
-fn allocated(
-    checkpoint: &mut Checkpoint,
-    options: &Options,
-    calibration: Option<&Tokens>,
-    progress: &dyn Progress,
-) -> Result<(Recipe, Option<String>)> {
-    let recipe = options.recipe.clone();
-    let (Some(bits), Some(calibration)) = (options.target_bits.or(recipe.target_bits), calibration) else {
-        return Ok((recipe, None));
-    };
-    match allocate(checkpoint, &recipe, bits, &calibration.windows, progress) {
-        Ok(recipe) => Ok((recipe, None)),
-        // What a recipe aims at suits models of some size; what a caller asks for is meant.
-        Err(e @ Error::Budget { .. }) if options.target_bits.is_none() => {
-            Ok((recipe, Some(format!("{e}; its fixed schemes are taken"))))
-        }
-        Err(e) => Err(e),
+    let inspection = inspect(out)?;
+    if let Some(memory) = &mut memory {
+        memory.weights_bytes = inspection.file_bytes;
     }
+    Ok(Report { inspection, memory, notes: plan.notes, seconds: start.elapsed().as_secs_f64() })
 }
 
 /// What makes two compressions the same work, as far as their matrices go.

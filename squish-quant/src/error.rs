@@ -161,6 +161,23 @@ pub enum Error {
         bits: f64,
         /// What the smallest choices take.
         least: f64,
+        /// The same in bytes.
+        least_bytes: usize,
+    },
+    /// The memory does not hold the model.
+    #[error(
+        "{limit} bytes do not hold this model: a session of {context} positions takes {session} bytes{weights}",
+        context = .memory.context,
+        session = .memory.kv_cache_bytes + .memory.working_bytes,
+        weights = .least.map(|least| format!(", the recipe's smallest weights {least}")).unwrap_or_default(),
+    )]
+    Fit {
+        /// What was asked for.
+        limit: usize,
+        /// What is taken beside the weights.
+        memory: crate::fit::Memory,
+        /// Bytes of the recipe's smallest choices, where it came to that.
+        least: Option<usize>,
     },
     /// A matrix was never multiplied by anything but zeros, or by what is no number.
     #[error("tensor `{name}`: the calibration text gives it no finite input")]

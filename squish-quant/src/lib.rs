@@ -17,6 +17,7 @@
 //! | [`matrix`] | one matrix, or some of its rows, through rotation, encoding and corrections |
 //! | `source`, `stream` | tensors of the original as checked rows; their way to parts, some rows at a time |
 //! | `resume` | what an interrupted calibration has finished |
+//! | [`fit`] | the memory a running model takes, and what a limit leaves for its weights |
 //! | [`plan`] | what becomes of each tensor, and where in the output it goes |
 //! | [`output`] | safetensors files written in place, and directories that appear complete or not at all |
 //! | [`certificate`] | what was measured, written into the checkpoint |
@@ -31,6 +32,7 @@ pub mod encode;
 mod error;
 pub mod eval;
 pub mod feedback;
+pub mod fit;
 pub mod hessian;
 pub mod inspect;
 pub mod low_rank;
@@ -48,6 +50,7 @@ pub mod viterbi;
 pub use compress::{Options, Report, compress};
 pub use error::{Error, Result};
 pub use eval::{Divergence, Perplexity, Reference, Windows, divergence, kl, perplexity};
+pub use fit::{Memory, Target};
 pub use inspect::{Inspection, inspect};
 pub use progress::{Progress, Silent};
 pub use recipe::Recipe;

@@ -94,6 +94,47 @@ fn bits_are_allocated_within_the_target() {
     );
 }
 
+#[test]
+fn a_memory_is_filled_and_not_overfilled() {
+    let sandbox = odd();
+    let config = fs::read_to_string(sandbox.path("source/config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["max_position_embeddings"] = 1024.into();
+    fs::write(sandbox.path("source/config.json"), config.to_string()).unwrap();
+    let with = |memory: &str, context: &str, more: &[&str]| -> Vec<String> {
+        let mut arguments = arguments("out", "text");
+        arguments.truncate(arguments.len() - 2);
+        arguments.extend(["--fit", memory, "--context", context]);
+        arguments.iter().chain(more).map(|s| s.to_string()).collect()
+    };
+    // Bytes of the weights, and of the session.
+    let fitted = |limit: u64, context: &str| {
+        let arguments = with(&limit.to_string(), context, &["--json"]);
+        let json = sandbox.succeeds(&arguments.iter().map(String::as_str).collect::<Vec<_>>());
+        let json: Value = serde_json::from_str(&json).unwrap();
+        fs::remove_dir_all(sandbox.path("out")).unwrap();
+        let [weights, kv, working] = ["weights_bytes", "kv_cache_bytes", "working_bytes"]
+            .map(|part| json["memory"][part].as_u64().unwrap());
+        assert_eq!(weights, json["file_bytes"].as_u64().unwrap());
+        assert_eq!(json["memory"]["context"].to_string(), context);
+        assert!(weights + kv + working <= limit, "{limit}: {weights} {kv} {working}");
+        (weights, kv + working)
+    };
+    let refused = |limit: u64, context: &str, expected: &[&str]| {
+        let arguments = with(&limit.to_string(), context, &[]);
+        sandbox.refuses(&arguments.iter().map(String::as_str).collect::<Vec<_>>(), expected);
+    };
+    let ((most, session), (_, longer)) = (fitted(1_000_000_000, "32"), fitted(1_000_000_000, "300"));
+    // Of one memory, a longer context leaves less to the weights.
+    let limit = longer + most - 20_000;
+    let (at_32, at_300) = (fitted(limit, "32").0, fitted(limit, "300").0);
+    assert!(session < longer && at_300 < at_32 && at_32 == most, "{session} {longer}: {at_300} {at_32} {most}");
+    refused(session + 1000, "32", &["do not hold", "32 positions", "the recipe's smallest weights"]);
+    refused(1000, "32", &["1000 bytes do not hold this model"]);
+    refused(1_000_000_000, "0", &["context is 0"]);
+    refused(1_000_000_000, "1000000", &["context is 1000000", "this model has"]);
+}
+
 /// Stops after so many questions whether to go on.
 struct StopAfter(AtomicUsize);
 

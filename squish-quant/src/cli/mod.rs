@@ -2,6 +2,7 @@
 
 mod command_line;
 mod eval;
+mod memory_size;
 mod progress;
 mod report;
 mod smoke;
@@ -11,7 +12,7 @@ use clap::{Args, Parser, Subcommand};
 use command_line::command_line;
 use progress::Bar;
 use squish_quant::{
-    Options, Recipe, Windows,
+    Options, Recipe, Target, Windows,
     calibrate::text::{Amount, Text},
     compress, inspect, perplexity,
 };
@@ -41,8 +42,8 @@ enum Command {
 
 /// Compress a checkpoint directory.
 ///
-/// With --json, prints what `inspect --json` prints of the output, and: notes (what a person should know of single
-/// tensors), seconds (wall-clock time), peak_memory_bytes (largest resident set; null where the
+/// With --json, prints what `inspect --json` prints of the output, and: memory (with --fit: context, and the bytes of
+/// weights_bytes, kv_cache_bytes, working_bytes while it runs), notes (what a person should know of single tensors), seconds (wall-clock time), peak_memory_bytes (largest resident set; null where the
 /// system does not say).
 #[derive(Debug, Args)]
 struct Compress {
@@ -77,6 +78,12 @@ struct Compress {
     /// sensitivity; 0 for the recipe's fixed schemes; absent, the recipe's own target.
     #[arg(long)]
     target_bpw: Option<f64>,
+    /// As --target-bpw, with as many bits as fit into this memory while the model runs: 4GB, 3.5GiB, a number of bytes.
+    #[arg(long, value_name = "MEMORY", value_parser = memory_size::parse, conflicts_with = "target_bpw")]
+    fit: Option<usize>,
+    /// Positions that --fit leaves room for; absent, 8192, or the model's own if it has fewer.
+    #[arg(long, requires = "fit")]
+    context: Option<usize>,
     /// Split weights files above this many bytes.
     #[arg(long, default_value_t = 5_000_000_000)]
     max_shard_bytes: usize,
@@ -186,33 +193,38 @@ impl Compress {
             rule.rank = self.rank.unwrap_or(rule.rank);
             rule.sparse = self.sparse.unwrap_or(rule.sparse);
         }
-        match self.target_bpw {
-            Some(0.0) => recipe.target_bits = None,
-            Some(bits) if !(bits.is_finite() && bits > 0.0) => {
+        let target = match (self.target_bpw, self.fit) {
+            (Some(bits), _) if !(bits.is_finite() && bits >= 0.0) => {
                 anyhow::bail!("--target-bpw is {bits}, expected a positive number, or 0")
             }
-            Some(_) => {
-                if recipe.rules.iter().all(|rule| rule.choices.is_empty()) {
-                    anyhow::bail!("recipe {} gives no choices to allocate bits by", recipe.name);
-                }
-                recipe.calibrate = true;
+            (Some(0.0), _) => {
+                recipe.target_bits = None;
+                None
             }
-            None => {}
+            (Some(bits), _) => Some(Target::BitsPerParameter(bits)),
+            (None, Some(limit)) => Some(Target::Memory { limit, context: self.context }),
+            (None, None) => None,
+        };
+        if target.is_some() {
+            if recipe.rules.iter().all(|rule| rule.choices.is_empty()) {
+                anyhow::bail!("recipe {} gives no choices to allocate bits by", recipe.name);
+            }
+            recipe.calibrate = true;
         }
         if self.calibration_windows == 0 {
             anyhow::bail!("--calibration-windows is 0, expected at least 1");
         }
         let amount = Amount { window: self.calibration_window, windows: self.calibration_windows };
         let mut options = Options {
-            target_bits: self.target_bpw.filter(|bits| *bits > 0.0),
+            target,
             max_shard_bytes: self.max_shard_bytes,
             amount,
             command: Some(command_line(&["--out"])),
             ..Options::new(recipe)
         };
         match self.calibrate.as_deref() {
-            Some("none") if self.target_bpw.is_some_and(|bits| bits > 0.0) => {
-                anyhow::bail!("--target-bpw needs a calibration text")
+            Some("none") if target.is_some() => {
+                anyhow::bail!("--target-bpw and --fit need a calibration text")
             }
             Some("none") => options = Options { calibration: None, ..options },
             Some("self") => options.calibration = Some(Text::SelfWritten),

@@ -95,6 +95,18 @@ pub fn compression(report: &Report, out: &Path) -> String {
     for note in &report.notes {
         let _ = writeln!(text, "note: {note}");
     }
+    if let Some(memory) = report.memory {
+        let megabytes = |bytes: usize| bytes.div_ceil(1_000_000);
+        let _ = writeln!(
+            text,
+            "runs in {} MB at {} positions: weights {}, keys and values {}, working memory {}",
+            megabytes(memory.total()),
+            memory.context,
+            megabytes(memory.weights_bytes),
+            megabytes(memory.kv_cache_bytes),
+            megabytes(memory.working_bytes),
+        );
+    }
     let peak = super::progress::peak_memory().map(|b| format!(", peak memory {} MB", b / 1_000_000));
     let _ = writeln!(text, "wrote {} in {:.1} s{}", out.display(), report.seconds, peak.unwrap_or_default());
     text

@@ -1,0 +1,124 @@
+//! The memory that a model takes while it runs, and what a limit on it leaves for the weights.
+
+use crate::{Error, Recipe, Result, plan::Plan, recipe::block_index};
+use serde::Serialize;
+use squish_models::{Checkpoint, Model, kv_cache::KvCache, model::PREFILL_CHUNK};
+
+/// The program and its tokenizer. Qwen2.5's, of 151,643 words, was measured to keep 99 MB (and to take 166 MB while it is
+/// loaded, before there are any keys and values); the program itself takes some 12 MB.
+const PROGRAM: usize = 120_000_000;
+
+/// Activations of a token that exist at the same time, in widths of the block's widest matrix: gate, up, their product
+/// and its rotated copy;
+const WIDEST: usize = 4;
+/// and in widths of the residual stream: the stream, its norm, the rotated norm, the sum, and queries, keys and values as they are laid out.
+const HIDDEN: usize = 8;
+
+/// Positions that are planned for where nothing is said of them.
+pub const DEFAULT_CONTEXT: usize = 8192;
+
+/// What a running model takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Memory {
+    /// Positions of the session.
+    pub context: usize,
+    /// Bytes of the weights files, all of them resident.
+    pub weights_bytes: usize,
+    /// Bytes of the keys and values of all positions, f32, at most.
+    pub kv_cache_bytes: usize,
+    /// Bytes of a prefill's activations, of the logits, and of the program.
+    pub working_bytes: usize,
+}
+
+impl Memory {
+    /// What a checkpoint takes for one session of `context` positions, weights not counted.
+    ///
+    /// # Errors
+    /// [`Error::Parameter`] when the context is empty or longer than the model's.
+    pub fn without_weights(checkpoint: &Checkpoint, model: &Model, context: usize) -> Result<Self> {
+        let config = model.config();
+        if !(1..=config.context_length).contains(&context) {
+            let value = format!("{context} (this model has {})", config.context_length);
+            return Err(Error::Parameter { name: "the context", value, expected: "1 to the model's" });
+        }
+        let in_blocks = checkpoint.names().filter(|name| block_index(name).is_some());
+        let mut widest = config.hidden_size;
+        for name in in_blocks {
+            widest = checkpoint.entry(name)?.1.shape.iter().copied().fold(widest, usize::max);
+        }
+        let activations = PREFILL_CHUNK * (WIDEST * widest + HIDDEN * config.hidden_size);
+        // Logits, their probabilities, and their order, for a sampler.
+        let logits = 4 * config.vocab_size;
+        Ok(Self {
+            context,
+            weights_bytes: 0,
+            kv_cache_bytes: KvCache::most_bytes(config, context),
+            working_bytes: PROGRAM + size_of::<f32>() * (activations + logits),
+        })
+    }
+
+    /// All of it.
+    pub fn total(&self) -> usize {
+        self.weights_bytes + self.kv_cache_bytes + self.working_bytes
+    }
+}
+
+/// What the weights files may take.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Target {
+    /// This many bits for each parameter, everything counted.
+    BitsPerParameter(f64),
+    /// As much as this memory has room for, beside a session of so many positions.
+    Memory {
+        /// Bytes.
+        limit: usize,
+        /// Positions; absent, [`DEFAULT_CONTEXT`], or the model's if it has fewer.
+        context: Option<usize>,
+    },
+}
+
+impl Target {
+    /// The bits per parameter of this target, and what is taken beside the weights where that matters.
+    ///
+    /// # Errors
+    /// [`Error::Fit`] when nothing is left for the weights; those of [`Memory::without_weights`].
+    pub fn bits(
+        &self,
+        checkpoint: &Checkpoint,
+        model: &Model,
+        recipe: &Recipe,
+    ) -> Result<(f64, Option<Memory>)> {
+        match *self {
+            Self::BitsPerParameter(bits) => Ok((bits, None)),
+            Self::Memory { limit, context } => {
+                let context = context.unwrap_or(DEFAULT_CONTEXT.min(model.config().context_length));
+                let memory = Memory::without_weights(checkpoint, model, context)?;
+                let room =
+                    limit.checked_sub(memory.total()).ok_or(Error::Fit { limit, memory, least: None })?;
+                let parameters = Plan::new(checkpoint, recipe, usize::MAX)?.parameters;
+                Ok((8.0 * room as f64 / parameters as f64, Some(memory)))
+            }
+        }
+    }
+
+    /// An error of the allocation within this target, in the target's own terms.
+    pub(crate) fn refused(&self, error: Error, memory: Option<Memory>) -> Error {
+        match (error, *self, memory) {
+            (Error::Budget { least_bytes, .. }, Self::Memory { limit, .. }, Some(memory)) => {
+                Error::Fit { limit, memory, least: Some(least_bytes) }
+            }
+            (error, ..) => error,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_parts_add_up() {
+        let memory = Memory { context: 10, weights_bytes: 1, kv_cache_bytes: 20, working_bytes: 300 };
+        assert_eq!(memory.total(), 321);
+    }
+}
