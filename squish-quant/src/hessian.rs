@@ -149,6 +149,32 @@ impl Factor {
         Metric { columns: &self.columns[first * self.n + first..], stride: self.n }
     }
 
+    /// `X V` for `X [rows, cols]`, row-major: errors as what they cost, so that their squares add up to it.
+    pub fn costs(&self, x: &[f32]) -> Vec<f32> {
+        let n = self.n;
+        let mut out = vec![0.0; x.len()];
+        out.par_chunks_mut(STRIPE * n).zip(x.par_chunks(STRIPE * n)).for_each(|(out, x)| {
+            let x = MatRef::from_row_major_slice(x, x.len() / n, n);
+            let out = MatMut::from_row_major_slice_mut(out, x.nrows(), n);
+            matmul(out, Accum::Replace, x, self.v(), 1.0, Par::Seq);
+        });
+        out
+    }
+
+    /// `X <- X V^-1`: the inverse of [`Factor::costs`].
+    pub fn errors(&self, x: &mut [f32]) {
+        use faer::linalg::triangular_solve::solve_lower_triangular_in_place;
+        let n = self.n;
+        // V^T X^T = C^T
+        let x = MatMut::from_column_major_slice_mut(x, n, x.len() / n);
+        solve_lower_triangular_in_place(self.v().transpose(), x, Par::Seq);
+    }
+
+    /// What a unit error in each column costs, made up for by nothing: the diagonal of `H`.
+    pub fn diagonal(&self) -> Vec<f32> {
+        (0..self.n).map(|r| (r..self.n).map(|c| self.v()[(r, c)].powi(2)).sum()).collect()
+    }
+
     /// `X <- X H^-1` for `X [rows, cols]`, row-major: `H^-1 = V^-T V^-1`.
     pub fn solve(&self, x: &mut [f32]) {
         use faer::linalg::triangular_solve::{
@@ -203,6 +229,22 @@ mod tests {
                 assert!((product - expected).abs() < 1e-4, "{r} {c}: {product} {expected}");
             }
         }
+        for (r, cost) in factor.diagonal().into_iter().enumerate() {
+            assert!((cost - sums[r][r] - damping).abs() < 1e-4);
+        }
+        let e = inputs(3, cols);
+        let costs = factor.costs(&e);
+        for (e, cost) in e.chunks(cols).zip(costs.chunks(cols)) {
+            let quadratic: f32 = (0..cols)
+                .flat_map(|r| (0..cols).map(move |c| (r, c)))
+                .map(|(r, c)| e[r] * e[c] * sums[r][c])
+                .sum();
+            let expected = quadratic + damping * e.iter().map(|e| e * e).sum::<f32>();
+            assert!((cost.iter().map(|c| c * c).sum::<f32>() - expected).abs() < 1e-3);
+        }
+        let mut back = costs;
+        factor.errors(&mut back);
+        assert!(back.iter().zip(&e).all(|(b, e)| (b - e).abs() < 1e-4));
         let b = inputs(3, cols);
         let mut solved = b.clone();
         factor.solve(&mut solved);

@@ -3,7 +3,11 @@
 //! A randomised range finder (Halko, Martinsson and Tropp 2011): `Y = R Omega` for a few more random columns than
 //! the rank, sharpened by power iterations `Y <- R R^T Y` with a QR in between, since the residual of a good
 //! code is nearly white and its spectrum falls slowly; then the exact SVD of the small `Q^T R`.
+//!
+//! With calibration, what counts is not the residual but what it costs, `|R V|^2` ([`crate::hessian`]): its best approximation is `L^T A` for
+//! the leading singular vectors of `R V`, and the right factor `A V^-1`.
 
+use crate::hessian::Factor;
 use faer::{Mat, MatRef};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
@@ -14,8 +18,22 @@ const ITERATIONS: usize = 4;
 /// Factors `(left [rank, rows], right [rank, cols])`, row-major, whose product `left^T right` approximates
 /// a residual `[rows, cols]`; the singular values are split evenly between the two.
 ///
-/// `rank` is at most the smaller dimension. Deterministic in the seed.
-pub fn factor(residual: &[f32], rows: usize, cols: usize, rank: usize, seed: u64) -> (Vec<f32>, Vec<f32>) {
+/// `rank` is at most the smaller dimension. Deterministic in the seed. With a Hessian's factor, the approximation is the one whose error
+/// costs least.
+pub fn factor(
+    residual: &[f32],
+    [rows, cols]: [usize; 2],
+    rank: usize,
+    seed: u64,
+    hessian: Option<&Factor>,
+) -> (Vec<f32>, Vec<f32>) {
+    let Some(hessian) = hessian else { return plain(residual, [rows, cols], rank, seed) };
+    let (left, mut right) = plain(&hessian.costs(residual), [rows, cols], rank, seed);
+    hessian.errors(&mut right);
+    (left, right)
+}
+
+fn plain(residual: &[f32], [rows, cols]: [usize; 2], rank: usize, seed: u64) -> (Vec<f32>, Vec<f32>) {
     faer::set_global_parallelism(faer::Par::Seq);
     let r = MatRef::from_row_major_slice(residual, rows, cols);
     let width = (rank + OVERSAMPLING).min(rows).min(cols);
@@ -43,6 +61,7 @@ pub fn factor(residual: &[f32], rows: usize, cols: usize, rank: usize, seed: u64
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hessian::Hessian;
 
     #[test]
     fn recovers_a_matrix_of_low_rank() {
@@ -58,10 +77,30 @@ mod tests {
                 .collect::<Vec<f32>>()
         };
         let m = product(&|r, i| a[r * rank + i], &|c, i| b[c * rank + i]);
-        let (left, right) = factor(&m, rows, cols, rank, 1);
+        let (left, right) = factor(&m, [rows, cols], rank, 1, None);
         let back = product(&|r, i| left[i * rows + r], &|c, i| right[i * cols + c]);
         let worst = m.iter().zip(&back).map(|(x, y)| (x - y).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-4, "{worst}");
-        assert_eq!(factor(&m, rows, cols, rank, 1), (left, right));
+        assert_eq!(factor(&m, [rows, cols], rank, 1, None), (left, right));
+
+        // With fewer singular vectors than the matrix has, the cost is less than that of the plain approximation.
+        let mut hessian = Hessian::new(cols);
+        hessian.add(
+            &(0..60 * cols).map(|i| rng.random_range(-1.0..1.0) * (1 + i % cols) as f32).collect::<Vec<_>>(),
+        );
+        let hessian = hessian.factor(0.01).unwrap();
+        let cost = |(left, right): (Vec<f32>, Vec<f32>)| {
+            let back = product(&|r, i| left[i * rows + r], &|c, i| right[i * cols + c]);
+            let error: Vec<f32> = m.iter().zip(&back).map(|(m, b)| m - b).collect();
+            hessian.costs(&error).iter().map(|c| f64::from(c * c)).sum::<f64>()
+        };
+        let product_of_rank = |hessian| {
+            let (mut left, mut right) = factor(&m, [rows, cols], 2, 1, hessian);
+            // The third of three factors is nothing.
+            left.resize(rank * rows, 0.0);
+            right.resize(rank * cols, 0.0);
+            (left, right)
+        };
+        assert!(cost(product_of_rank(Some(&hessian))) < 0.9 * cost(product_of_rank(None)));
     }
 }

@@ -194,14 +194,16 @@ impl MatrixSpec {
         Ok(Rows { parts: shared.into_iter().map(Vec::from).collect(), signal, noise, cost })
     }
 
-    /// Encodes the corrections for the residual of the whole matrix, which on return holds what they leave.
+    /// Encodes the corrections for the residual of the whole matrix, which on return holds what they leave. With a factor of the
+    /// Hessian, they are those that cost least under it.
     ///
     /// # Errors
     /// When a factor cannot be stored.
-    pub fn encode_corrections(&self, residual: &mut [f32]) -> Result<Corrections> {
+    pub fn encode_corrections(&self, residual: &mut [f32], hessian: Option<&Factor>) -> Result<Corrections> {
         let mut corrections = Corrections::default();
         if self.rank > 0 {
-            let (left, right) = low_rank::factor(residual, self.rows, self.cols, self.rank, self.seed);
+            let (left, right) =
+                low_rank::factor(residual, [self.rows, self.cols], self.rank, self.seed, hessian);
             let pack_factor = |values: &[f32], length: usize| -> Result<_> {
                 let (scheme, group) = Self::factor(length);
                 let (parts, _) = pack(scheme, values, self.rank, length, group, None)?;
@@ -220,7 +222,9 @@ impl MatrixSpec {
         }
         corrections.noise_after_low_rank = energy(residual);
         if self.entries > 0 {
-            corrections.sparse = Some(sparse::extract(residual, self.rows, self.cols, self.entries));
+            let importance = hessian.map(Factor::diagonal);
+            corrections.sparse =
+                Some(sparse::extract(residual, [self.rows, self.cols], self.entries, importance.as_deref()));
         }
         corrections.noise = energy(residual);
         Ok(corrections)
@@ -238,7 +242,7 @@ impl MatrixSpec {
         factor: &Factor,
     ) -> Result<Encoded> {
         let rows = self.encode_rotated(&mut wanted, Some(factor))?;
-        let corrections = self.encode_corrections(&mut wanted)?;
+        let corrections = self.encode_corrections(&mut wanted, Some(factor))?;
         let mut encoded = self.encoded(rows, corrections)?;
         // Against the original, and not against what was rounded.
         let energies: Vec<(f64, f64)> = weights
@@ -263,7 +267,7 @@ impl MatrixSpec {
     pub fn encode(&self, weights: &[f32]) -> Result<Encoded> {
         let mut residual = weights.to_vec();
         let rows = self.encode_rows(&mut residual)?;
-        let corrections = self.encode_corrections(&mut residual)?;
+        let corrections = self.encode_corrections(&mut residual, None)?;
         self.encoded(rows, corrections)
     }
 

@@ -18,14 +18,23 @@ pub fn entry_count(rows: usize, cols: usize, fraction: f64) -> usize {
     (rows as f64 * cols as f64 * fraction).round() as usize
 }
 
-/// The `entries` largest entries of a residual `[rows, cols]`, subtracted from it as stored.
+/// The `entries` largest entries of a residual `[rows, cols]`, subtracted from it as stored: those whose squares, times the importance of
+/// their column where there is one, are largest.
 ///
 /// Ties go to the lower index, so that the choice is deterministic.
-pub fn extract(residual: &mut [f32], rows: usize, cols: usize, entries: usize) -> SparseParts {
+pub fn extract(
+    residual: &mut [f32],
+    [rows, cols]: [usize; 2],
+    entries: usize,
+    importance: Option<&[f32]>,
+) -> SparseParts {
     let mut order: Vec<u32> = (0..residual.len() as u32).collect();
     if entries < order.len() {
         let by_size = |a: &u32, b: &u32| {
-            let size = |i: u32| residual[i as usize].abs();
+            let size = |i: u32| {
+                let i = i as usize;
+                importance.map_or(1.0, |importance| importance[i % cols]) * residual[i].powi(2)
+            };
             size(*b).total_cmp(&size(*a)).then(a.cmp(b))
         };
         order.select_nth_unstable_by(entries, by_size);
@@ -58,12 +67,17 @@ mod tests {
     #[test]
     fn takes_the_largest_entries_and_leaves_the_rest() {
         let mut residual = [0.5, -4.0, 0.25, 1.0, 1.0, 0.0];
-        let parts = extract(&mut residual, 2, 3, 2);
+        let parts = extract(&mut residual, [2, 3], 2, None);
         let sparse =
             Sparse::new(2, 3, parts.offsets.into(), parts.columns.into(), parts.values.into()).unwrap();
         assert_eq!(sparse.row(0).collect::<Vec<_>>(), [(1, -4.0)]);
         assert_eq!(sparse.row(1).collect::<Vec<_>>(), [(0, 1.0)]);
         assert_eq!(residual, [0.5, 0.0, 0.25, 0.0, 1.0, 0.0]);
+        // The square of the third entry, four times, is more than that of the fourth.
+        let mut residual = [0.5, -4.0, 0.6, 1.0, 1.0, 0.0];
+        extract(&mut residual, [2, 3], 2, Some(&[1.0, 1.0, 4.0]));
+        assert_eq!(residual[..2], [0.5, 0.0]);
+        assert!(residual[2].abs() < 1e-3);
         assert_eq!(entry_count(1536, 576, 0.01), 8847);
     }
 }

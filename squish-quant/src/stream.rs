@@ -87,7 +87,7 @@ impl<'a> Job<'a> {
             // Chunks are of whole strips: the parts of a matrix are those of its chunks, one after the other.
             all.append(rows);
             if spec.has_corrections() {
-                corrections = spec.encode_corrections(weights).map_err(|e| source.error(e))?;
+                corrections = spec.encode_corrections(weights, None).map_err(|e| source.error(e))?;
             }
             Ok(())
         })?;

@@ -128,7 +128,10 @@ fn a_memory_is_filled_and_not_overfilled() {
     // Of one memory, a longer context leaves less to the weights.
     let limit = longer + most - 20_000;
     let (at_32, at_300) = (fitted(limit, "32").0, fitted(limit, "300").0);
-    assert!(session < longer && at_300 < at_32 && at_32 == most, "{session} {longer}: {at_300} {at_32} {most}");
+    assert!(
+        session < longer && at_300 < at_32 && at_32 == most,
+        "{session} {longer}: {at_300} {at_32} {most}"
+    );
     refused(session + 1000, "32", &["do not hold", "32 positions", "the recipe's smallest weights"]);
     refused(1000, "32", &["1000 bytes do not hold this model"]);
     refused(1_000_000_000, "0", &["context is 0"]);

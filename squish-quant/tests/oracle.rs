@@ -60,7 +60,7 @@ fn spec(name: &str, rotated: bool, rank: usize, fraction: f64, rows: usize, cols
 fn reload(spec: &MatrixSpec, weights: &[f32], dir: &std::path::Path) -> Checkpoint {
     let mut rows = weights.to_vec();
     let encoded = spec.encode_rows(&mut rows).unwrap();
-    let corrections = spec.encode_corrections(&mut rows).unwrap();
+    let corrections = spec.encode_corrections(&mut rows, None).unwrap();
     let record = spec.measured(encoded.signal, encoded.noise, &corrections);
     let names = record.stored(NAME).unwrap();
     let mut bytes = encoded.parts;
