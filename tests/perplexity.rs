@@ -16,7 +16,7 @@ fn testbed(name: &str) -> Option<PathBuf> {
 }
 
 fn nll(dir: &Path, text: &Path) -> f64 {
-    let measured = perplexity(dir, text, Windows { size: 1024, count: Some(16) }, &Silent).unwrap();
+    let measured = perplexity(dir, text, Windows { size: 1024, count: Some(16) }, false, &Silent).unwrap();
     assert_eq!((measured.tokens, measured.windows), (16 * 1023, 16));
     println!("{}: {:.4} nats per token", dir.display(), measured.nll);
     measured.nll

@@ -1,11 +1,21 @@
 //! The weight of a linear layer or an embedding, as a model holds it.
 
 use crate::{
-    Error, LowRank, Packed, Result, Rotation, Sparse,
-    ops::{Gather, MatMul, Rotate, SparseMatMul, TransposedMatMul},
+    Error, LowRank, Packed, QuantizedInput, Result, Rotation, Sparse,
+    ops::{Gather, MatMul, MatVec, Rotate, SparseMatMul, TransposedMatMul},
 };
-use candle_core::{Result as CandleResult, Tensor};
+use candle_core::{CpuStorage, Error as CandleError, Result as CandleResult, Storage, Tensor};
 use std::{cell::RefCell, sync::Arc};
+
+/// How a matrix is multiplied by a single input, as every step of decoding does. Batches are always multiplied in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Arithmetic {
+    /// The input is rounded to eight bits ([`QuantizedInput`]), the products are of integers: what is fast.
+    Int8,
+    /// The input as it is, products in f32: what is exact.
+    #[default]
+    F32,
+}
 
 /// A matrix `[rows, cols]` = `[out_features, in_features]`:
 ///
@@ -20,15 +30,21 @@ pub struct Weight {
     rotation: Option<Arc<Rotation>>,
     low_rank: Option<LowRank>,
     sparse: Option<Arc<Sparse>>,
+    arithmetic: Arithmetic,
 }
 
 impl From<Packed> for Weight {
     fn from(packed: Packed) -> Self {
-        Self { packed, rotation: None, low_rank: None, sparse: None }
+        Self { packed, rotation: None, low_rank: None, sparse: None, arithmetic: Arithmetic::default() }
     }
 }
 
 impl Weight {
+    /// The weight with another arithmetic.
+    pub fn with_arithmetic(self, arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..self }
+    }
+
     /// The weight with its input rotated.
     ///
     /// # Errors
@@ -102,13 +118,24 @@ impl Weight {
 
     /// `y [batch, rows] = x [batch, cols] W^T`, both f32.
     ///
-    /// Large batches are summed in another order than single inputs: outputs agree to rounding, not to the bit.
+    /// Large batches are summed in another order than single inputs: outputs agree to rounding, not to the bit. With
+    /// [`Arithmetic::Int8`], a single input is rounded first.
     ///
     /// # Errors
     /// When the input is not a contiguous f32 tensor `[batch, cols]` or its device has no such op.
     pub fn forward(&self, input: &Input) -> CandleResult<Tensor> {
         let x = input.rotated(self.rotation.as_ref())?;
-        let mut y = x.apply_op1_no_bwd(&MatMul(self.packed.clone()))?;
+        let integers = self.arithmetic == Arithmetic::Int8
+            && x.elem_count() == self.cols()
+            && x.device().is_cpu()
+            && self.packed.scheme().has_integer_dot();
+        let weight = self.packed.clone();
+        let mut y = if integers {
+            let input = input.quantized(self.rotation.as_ref(), &x)?;
+            x.apply_op1_no_bwd(&MatVec { weight, input })?
+        } else {
+            x.apply_op1_no_bwd(&MatMul(weight))?
+        };
         if let Some(low_rank) = &self.low_rank {
             let z = x.apply_op1_no_bwd(&MatMul(low_rank.right().clone()))?;
             y = (y + z.apply_op1_no_bwd(&TransposedMatMul(low_rank.left().clone()))?)?;
@@ -152,17 +179,21 @@ impl Weight {
     }
 }
 
-/// The input of one or more linears, `[batch, cols]` f32, rotated at most once for all that share a rotation.
+/// The input of one or more linears, `[batch, cols]` f32, rotated and quantised at most once for all that share a rotation.
 #[derive(Debug)]
 pub struct Input {
     plain: Tensor,
     rotated: RefCell<Option<(Arc<Rotation>, Tensor)>>,
+    quantized: RefCell<Option<Quantized>>,
 }
+
+/// A quantised input, and the rotation that it is under.
+type Quantized = (Option<Arc<Rotation>>, Arc<QuantizedInput>);
 
 impl Input {
     /// An input that no linear has rotated yet.
     pub fn new(plain: Tensor) -> Self {
-        Self { plain, rotated: RefCell::new(None) }
+        Self { plain, rotated: RefCell::new(None), quantized: RefCell::new(None) }
     }
 
     /// The input as it was given.
@@ -182,5 +213,22 @@ impl Input {
         let x = self.plain.contiguous()?.apply_op1_no_bwd(&Rotate(rotation.clone()))?;
         *self.rotated.borrow_mut() = Some((rotation.clone(), x.clone()));
         Ok(x)
+    }
+
+    /// `x`, which is this input under the rotation, in eight bits.
+    fn quantized(&self, rotation: Option<&Arc<Rotation>>, x: &Tensor) -> CandleResult<Arc<QuantizedInput>> {
+        if let Some((held, quantized)) = &*self.quantized.borrow()
+            && held.as_ref() == rotation
+        {
+            return Ok(quantized.clone());
+        }
+        let (storage, layout) = x.storage_and_layout();
+        let values = match (&*storage, layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
+            _ => return Err(CandleError::Msg("an input in eight bits must be contiguous f32".into()).bt()),
+        };
+        let quantized = Arc::new(QuantizedInput::new(values));
+        *self.quantized.borrow_mut() = Some((rotation.cloned(), quantized.clone()));
+        Ok(quantized)
     }
 }

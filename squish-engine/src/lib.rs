@@ -64,7 +64,7 @@ pub use pipeline::{Pipeline, PipelineBuilder};
 pub use request::ChatRequest;
 pub use sampler::Sampler;
 pub use session::Session;
-pub use squish_models::CertificateDemand;
+pub use squish_models::{Arithmetic, CertificateDemand};
 pub use stop::StopMatcher;
 pub use stream::TextStream;
 pub use template::ChatTemplate;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
-use squish_models::{CertificateDemand, Model};
+use squish_models::{Arithmetic, CertificateDemand, Model};
 
 use crate::{
     ChatRequest, ChatTemplate, Completion, GenerationConfig, GenerationOptions, Result, Session, TextStream,
@@ -40,7 +40,7 @@ impl Pipeline {
 
     /// Sets device and options before loading.
     pub fn builder() -> PipelineBuilder {
-        PipelineBuilder { device: Device::Cpu, options: None, demand: None }
+        PipelineBuilder { device: Device::Cpu, options: None, demand: None, arithmetic: Arithmetic::Int8 }
     }
 
     /// The options in use: those of the checkpoint's `generation_config.json` unless replaced.
@@ -140,6 +140,7 @@ pub struct PipelineBuilder {
     device: Device,
     options: Option<GenerationOptions>,
     demand: Option<CertificateDemand>,
+    arithmetic: Arithmetic,
 }
 
 impl PipelineBuilder {
@@ -161,6 +162,12 @@ impl PipelineBuilder {
         self
     }
 
+    /// How a token is multiplied while an answer is written: in integers, which is fast, unless set.
+    pub fn arithmetic(mut self, arithmetic: Arithmetic) -> Self {
+        self.arithmetic = arithmetic;
+        self
+    }
+
     /// Loads the checkpoint directory `dir`. Weights are mapped, not copied.
     ///
     /// # Errors
@@ -178,7 +185,8 @@ impl PipelineBuilder {
         if eos_token_ids.is_empty() {
             eos_token_ids.extend(tokenizer.eos_token_id());
         }
-        let weights = squish_models::Checkpoint::open(dir)?;
+        let mut weights = squish_models::Checkpoint::open(dir)?;
+        weights.set_arithmetic(self.arithmetic);
         self.demand.iter().try_for_each(|demand| weights.require_certificate(demand).map(|_| ()))?;
         let model = Model::from_checkpoint(&weights, &self.device)?;
         Ok(Pipeline {

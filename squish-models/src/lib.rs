@@ -34,3 +34,4 @@ pub use checkpoint::{CertificateDemand, Checkpoint};
 pub use config::ModelConfig;
 pub use error::{Error, Result};
 pub use model::{Model, Session};
+pub use squish_kernels::Arithmetic;

@@ -2,7 +2,7 @@
 
 mod support;
 
-use squish_models::{Device, Model};
+use squish_models::{Arithmetic, Checkpoint, Device, Model};
 use squish_quant::{
     Divergence, Error, Options, Recipe, Reference, Silent, Windows, compress, divergence,
     eval::{Encoder, Fault, Question, Task, log_likelihoods, score, smoke},
@@ -33,8 +33,11 @@ fn squished() -> Sandbox {
     sandbox
 }
 
+/// The model in exact arithmetic, as evaluation has it.
 fn load(dir: &Path) -> Model {
-    Model::from_dir(dir, &Device::Cpu).unwrap()
+    let mut checkpoint = Checkpoint::open(dir).unwrap();
+    checkpoint.set_arithmetic(Arithmetic::F32);
+    Model::from_checkpoint(&checkpoint, &Device::Cpu).unwrap()
 }
 
 /// Without the time, which is the one thing that differs between two runs.

@@ -9,6 +9,7 @@
 //! To add an instruction set: a file with its `Vector` and its instances, and a line in [`available`].
 
 pub mod generic;
+pub mod integer;
 pub mod scalar;
 pub mod tiles;
 pub mod vector;
@@ -22,6 +23,7 @@ use crate::{Error, Result, scheme::UNIT};
 use std::sync::OnceLock;
 
 pub use generic::Panel;
+pub use integer::{TileRun, TilesDot, UnitRun, UnitsDot};
 pub use tiles::Tiles;
 
 /// An instance of [`generic::panel_dot`].
@@ -44,6 +46,10 @@ pub struct Kernels {
     pub lookup: Lookup,
     /// Levels of tiles of a trellis code, times their rows' scales.
     pub tiles: DecodeTiles,
+    /// Integer dot products of a row's codes.
+    pub units_dot: UnitsDot,
+    /// Integer dot products of a strip of tiles.
+    pub tiles_dot: TilesDot,
 }
 
 /// The instances that the running processor can execute, best first.

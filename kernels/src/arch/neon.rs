@@ -3,6 +3,7 @@
 use super::{
     Kernels,
     generic::{self, Panel},
+    integer,
     tiles::{Tiles, Windows, row_bits},
     vector::Vector,
 };
@@ -16,6 +17,8 @@ pub fn kernels() -> Option<Kernels> {
         panel_dot,
         lookup,
         tiles: decode_tiles,
+        units_dot: integer::units_dot,
+        tiles_dot: integer::tiles_dot,
     })
 }
 

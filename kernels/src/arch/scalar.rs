@@ -3,13 +3,19 @@
 use super::{
     Kernels,
     generic::{self, Panel},
-    tiles,
+    integer, tiles,
     vector::Vector,
 };
 
 /// The portable kernels.
-pub const KERNELS: Kernels =
-    Kernels { isa: "scalar", panel_dot, lookup: generic::lookup, tiles: tiles::decode };
+pub const KERNELS: Kernels = Kernels {
+    isa: "scalar",
+    panel_dot,
+    lookup: generic::lookup,
+    tiles: tiles::decode,
+    units_dot: integer::units_dot,
+    tiles_dot: integer::tiles_dot,
+};
 
 impl Vector for [f32; 8] {
     const LANES: usize = 8;

@@ -6,6 +6,7 @@
 mod attention;
 mod gather;
 mod matmul;
+mod matvec;
 mod rotate;
 mod softmax;
 mod sparse;
@@ -14,6 +15,7 @@ mod transposed;
 pub use attention::Attention;
 pub use gather::Gather;
 pub use matmul::MatMul;
+pub use matvec::MatVec;
 pub use rotate::Rotate;
 pub use sparse::SparseMatMul;
 pub use transposed::TransposedMatMul;

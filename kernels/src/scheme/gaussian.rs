@@ -11,8 +11,10 @@
 //!
 //! Parts: `codes` U8 `[rows, cols * bits / 8]` in units of 64 codes, `scales` F16 `[rows, cols / group]`.
 
-use super::{CodeUnit, PANEL_COLS, Part, PartType, Scheme, UNIT, Unit2, Unit3, Unit4, refuse_units};
-use crate::{Packed, arch};
+use super::{
+    CodeUnit, PANEL_COLS, Part, PartType, Scheme, UNIT, Unit2, Unit3, Unit4, refuse_units, units_dot::Units,
+};
+use crate::{Packed, QuantizedInput, arch};
 use std::{marker::PhantomData, ops::Range};
 
 /// What an integer level is divided by.
@@ -54,6 +56,13 @@ impl<U: CodeUnit> Gaussian<U> {
         self.levels.iter().map(|&level| f32::from(level) / LEVEL_UNIT).collect()
     }
 
+    /// The level of each code, and nothing for codes that there are not.
+    fn table(&self) -> [i8; 16] {
+        let mut table = [0; 16];
+        table[..self.levels.len()].copy_from_slice(self.levels);
+        table
+    }
+
     /// The scale that fits a Gaussian of standard deviation 1.
     pub fn gaussian_scale(&self) -> f32 {
         self.widest / (f32::from(self.levels[self.levels.len() - 1]) / LEVEL_UNIT)
@@ -90,11 +99,18 @@ impl<U: CodeUnit> Scheme for Gaussian<U> {
         m.f16(1, row, col / m.group()) * (f32::from(level) / LEVEL_UNIT)
     }
 
+    fn has_integer_dot(&self) -> bool {
+        true
+    }
+
+    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
+        Units { bits: U::BITS, table: self.table(), level_unit: LEVEL_UNIT }.dot(m, first, x, out);
+    }
+
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {
         // A forced instruction set that is absent is an error of the multiplication; decoding then takes its time.
         let lookup = arch::kernels().map_or(arch::scalar::KERNELS.lookup, |kernels| kernels.lookup);
-        let mut table = [0; 16];
-        table[..self.levels.len()].copy_from_slice(self.levels);
+        let table = self.table();
         for (row, out) in rows.zip(out.chunks_mut(PANEL_COLS)) {
             let codes = &m.row(0, row)[cols.start / UNIT * U::BYTES..];
             let units = codes.chunks_exact(U::BYTES).zip(out[..cols.len()].as_chunks_mut::<UNIT>().0);

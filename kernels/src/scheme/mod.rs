@@ -14,8 +14,9 @@ mod int4;
 mod int8;
 pub mod trellis;
 mod units;
+mod units_dot;
 
-use crate::{Error, Packed, Result};
+use crate::{Error, Packed, QuantizedInput, Result};
 use std::ops::Range;
 
 pub use float::{BF16, Element, F16, F32, Float};
@@ -133,6 +134,20 @@ pub trait Scheme: Sync + std::fmt::Debug {
 
     /// The value of one weight: the layout's scalar reference, written to be read.
     fn weight(&self, m: &Packed, row: usize, col: usize) -> f32;
+
+    /// Whether [`Scheme::integer_dot`] is there.
+    fn has_integer_dot(&self) -> bool {
+        false
+    }
+
+    /// `out[r] = W[first + r] . x` by integer dot products of levels and values, for at most [`PANEL_ROWS`] rows from a multiple of that on.
+    ///
+    /// # Panics
+    /// When the scheme has none, or `x` is not as long as a row.
+    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
+        let _ = (m, first, x, out);
+        unreachable!("{} has no integer dot product", self.name())
+    }
 
     /// Decodes `rows` x `cols` into `out`, whose rows lie [`PANEL_COLS`] apart.
     ///

@@ -18,7 +18,7 @@ pub use tensors::Tensors;
 
 use crate::{Error, Result, layers::Observer};
 use serde_json::Value;
-use squish_kernels::{Rotation, Weight};
+use squish_kernels::{Arithmetic, Rotation, Weight};
 use std::{
     collections::{BTreeMap, HashMap},
     path::{Path, PathBuf},
@@ -44,6 +44,7 @@ pub struct Checkpoint {
     /// Weights that take the place of stored ones, by tensor name.
     replaced: HashMap<String, Weight>,
     observer: Option<Arc<dyn Observer>>,
+    arithmetic: Arithmetic,
 }
 
 impl Checkpoint {
@@ -79,6 +80,7 @@ impl Checkpoint {
             rotations: Mutex::default(),
             replaced: HashMap::new(),
             observer: None,
+            arithmetic: Arithmetic::Int8,
         };
         checkpoint.check_quantisation()?;
         Ok(checkpoint)
@@ -125,6 +127,11 @@ impl Checkpoint {
     /// The weights files.
     pub fn shards(&self) -> &[Shard] {
         &self.shards
+    }
+
+    /// Models loaded from now on multiply single inputs with this arithmetic; at first, [`Arithmetic::Int8`].
+    pub fn set_arithmetic(&mut self, arithmetic: Arithmetic) {
+        self.arithmetic = arithmetic;
     }
 
     /// Names of all stored tensors, sorted.

@@ -54,6 +54,10 @@ impl<'a> Tensors<'a> {
     /// # Errors
     /// When it is missing, has another shape, or its stored parts are not what its record says.
     pub fn weight(&self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
+        Ok(self.stored_weight(name, rows, cols)?.with_arithmetic(self.checkpoint.arithmetic))
+    }
+
+    fn stored_weight(&self, name: &str, rows: usize, cols: usize) -> Result<Weight> {
         let name = self.full(name);
         if let Some(weight) = self.checkpoint.replaced.get(&name) {
             let (shard, found) = (&self.checkpoint.shards[0], [weight.rows(), weight.cols()]);

@@ -91,11 +91,10 @@ impl<'a> Writers<'a> {
 mod tests {
     use super::*;
     use crate::Silent;
-    use squish_models::Device;
 
     fn bundled() -> Model {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/squish-tiny-sqint2");
-        Model::from_dir(dir, &Device::Cpu).unwrap()
+        crate::eval::exact(dir.as_ref()).unwrap()
     }
 
     #[test]

@@ -116,7 +116,9 @@ impl Eval {
     fn measure(&self, job: &Job, bar: &Bar) -> Result<Value> {
         let windows = Windows { size: self.window, count: self.windows };
         Ok(match job {
-            Job::Perplexity { text } => serde_json::to_value(perplexity(&self.dir, text, windows, bar)?),
+            Job::Perplexity { text } => {
+                serde_json::to_value(perplexity(&self.dir, text, windows, false, bar)?)
+            }
             Job::Kl { text, original } => serde_json::to_value(kl(original, &self.dir, text, windows, bar)?),
             Job::Questions { task, file } => {
                 serde_json::to_value(score(&self.dir, *task, file, self.limit, bar)?)

@@ -113,7 +113,8 @@ struct Inspect {
 /// Measure nats per token on a text.
 ///
 /// With --json: nll (mean negative log-likelihood of a predicted token, in nats), perplexity (exp of it), tokens (predicted
-/// tokens: all but the first of each window), windows (used), window (tokens of one), seconds (of the forward passes).
+/// tokens: all but the first of each window), windows (used), window (tokens of one), decode (whether fed
+/// one at a time), seconds (of the forward passes).
 #[derive(Debug, Args)]
 struct Perplexity {
     /// A checkpoint directory, squished or original.
@@ -127,6 +128,9 @@ struct Perplexity {
     /// Number of windows, from the beginning of the text; absent, all of it.
     #[arg(long)]
     windows: Option<usize>,
+    /// Feed one token at a time, in the integer arithmetic in which answers are written; absent, windows as a whole, in f32.
+    #[arg(long)]
+    decode: bool,
     /// Print one JSON object on standard output.
     #[arg(long)]
     json: bool,
@@ -168,7 +172,7 @@ fn run(command: Command) -> Result<()> {
         Command::Perplexity(args) => {
             let bar = Bar::new(!args.json)?;
             let windows = Windows { size: args.window, count: args.windows };
-            let measured = perplexity(&args.dir, &args.text, windows, &bar)?;
+            let measured = perplexity(&args.dir, &args.text, windows, args.decode, &bar)?;
             drop(bar);
             if args.json { print_json(&measured) } else { print(&report::perplexity(&measured)) }
         }

@@ -3,7 +3,7 @@
 use super::{Logits, Windows, check};
 use crate::{Error, Progress, Result};
 use serde::Serialize;
-use squish_models::{Device, Model, Session, model::PREFILL_CHUNK};
+use squish_models::{Model, Session, model::PREFILL_CHUNK};
 use std::{path::Path, time::Instant};
 
 /// What was measured, over the predicted tokens. Divergences and likelihoods are in nats.
@@ -51,8 +51,8 @@ pub fn kl(
     windows: Windows,
     progress: &dyn Progress,
 ) -> Result<Divergence> {
-    let reference = Model::from_dir(original, &Device::Cpu)?;
-    let model = Model::from_dir(squished, &Device::Cpu)?;
+    let reference = super::exact(original)?;
+    let model = super::exact(squished)?;
     let windows = windows.read(original, reference.config(), text)?;
     divergence(&reference, &model, &windows, progress).map_err(|error| match error {
         Error::NotFiniteLogits { model, part, index } => {

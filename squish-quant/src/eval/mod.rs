@@ -31,12 +31,20 @@ pub use smoke::{Fault, Smoke, smoke};
 pub use text::Windows;
 
 use crate::{Error, Progress, Result};
-use squish_models::Session;
+use squish_models::{Arithmetic, Checkpoint, Device, Model, Session};
+use std::path::Path;
 
 /// Reports that `done` of `total` parts are done, and stops if asked to.
 fn check(progress: &dyn Progress, done: usize, total: usize, what: &str) -> Result<()> {
     progress.at(done, total, what);
     if progress.interrupted() { Err(Error::Interrupted) } else { Ok(()) }
+}
+
+/// A checkpoint's model, multiplied as exactly as can be: what is measured are the weights.
+pub(crate) fn exact(dir: &Path) -> Result<Model> {
+    let mut checkpoint = Checkpoint::open(dir)?;
+    checkpoint.set_arithmetic(Arithmetic::F32);
+    Ok(Model::from_checkpoint(&checkpoint, &Device::Cpu)?)
 }
 
 /// Feeds tokens, and returns the sum of `-ln p(targets[i])` over the positions `i` that have a target, in nats.

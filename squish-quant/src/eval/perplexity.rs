@@ -19,17 +19,26 @@ pub struct Perplexity {
     pub windows: usize,
     /// Tokens of a window.
     pub window: usize,
+    /// Whether tokens were fed one at a time, in the arithmetic of decoding.
+    pub decode: bool,
     /// Wall-clock time of the forward passes.
     pub seconds: f64,
 }
 
 /// Measures a checkpoint, squished or original, on the windows of a text ([`Windows::read`]), each a context of
-/// its own.
+/// its own. With `decode`, tokens are fed one at a time, in the arithmetic in which answers are written
+/// ([`Arithmetic::Int8`](squish_models::Arithmetic)); without it, windows as a whole, in f32.
 ///
 /// # Errors
 /// When the checkpoint, its `tokenizer.json` or the text cannot be used.
-pub fn perplexity(dir: &Path, text: &Path, windows: Windows, progress: &dyn Progress) -> Result<Perplexity> {
-    let model = Model::from_dir(dir, &Device::Cpu)?;
+pub fn perplexity(
+    dir: &Path,
+    text: &Path,
+    windows: Windows,
+    decode: bool,
+    progress: &dyn Progress,
+) -> Result<Perplexity> {
+    let model = if decode { Model::from_dir(dir, &Device::Cpu)? } else { super::exact(dir)? };
     let window = windows.size;
     let windows = windows.read(dir, model.config(), text)?;
     let start = Instant::now();
@@ -38,7 +47,11 @@ pub fn perplexity(dir: &Path, text: &Path, windows: Windows, progress: &dyn Prog
     for (i, ids) in windows.iter().enumerate() {
         super::check(progress, i, windows.len(), "windows")?;
         session.reset();
-        total += super::nll(&mut session, ids, &ids[1..])?;
+        let step = if decode { 1 } else { ids.len() };
+        for start in (0..ids.len()).step_by(step) {
+            let (tokens, targets) = (&ids[start..][..step], &ids[start + 1..]);
+            total += super::nll(&mut session, tokens, &targets[..step.min(targets.len())])?;
+        }
         if !total.is_finite() {
             return Err(Error::NotFiniteLogits {
                 model: dir.display().to_string(),
@@ -51,5 +64,5 @@ pub fn perplexity(dir: &Path, text: &Path, windows: Windows, progress: &dyn Prog
     let tokens = windows.len() * (window - 1);
     let nll = total / tokens as f64;
     let seconds = start.elapsed().as_secs_f64();
-    Ok(Perplexity { nll, perplexity: nll.exp(), tokens, windows: windows.len(), window, seconds })
+    Ok(Perplexity { nll, perplexity: nll.exp(), tokens, windows: windows.len(), window, decode, seconds })
 }

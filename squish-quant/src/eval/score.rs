@@ -7,7 +7,7 @@
 use super::{Encoder, Logits, Question, Task};
 use crate::{Error, Progress, Result};
 use serde::Serialize;
-use squish_models::{Device, Model, Session};
+use squish_models::{Model, Session};
 use std::{
     path::Path,
     sync::{
@@ -50,7 +50,7 @@ pub fn score(
     limit: Option<usize>,
     progress: &dyn Progress,
 ) -> Result<TaskScore> {
-    let model = Model::from_dir(dir, &Device::Cpu)?;
+    let model = super::exact(dir)?;
     let encoder = Encoder::from_dir(dir)?;
     let questions = Question::read(questions, limit)?;
     let start = Instant::now();

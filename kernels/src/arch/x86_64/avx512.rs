@@ -11,7 +11,9 @@ use std::arch::x86_64::*;
 pub fn kernels() -> Option<Kernels> {
     let narrower = super::avx2::kernels()?;
     let tiles = super::vbmi::tiles().unwrap_or(narrower.tiles);
-    is_x86_feature_detected!("avx512f").then_some(Kernels { isa: "avx512", panel_dot, tiles, ..narrower })
+    let (units_dot, tiles_dot) = super::vnni::dots().unwrap_or((narrower.units_dot, narrower.tiles_dot));
+    let kernels = Kernels { isa: "avx512", panel_dot, tiles, units_dot, tiles_dot, ..narrower };
+    is_x86_feature_detected!("avx512f").then_some(kernels)
 }
 
 impl Vector for __m512 {

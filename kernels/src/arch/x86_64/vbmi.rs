@@ -39,10 +39,7 @@ fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
             let bytes = load_bytes(tile, Quarter::<K>::STARTS[quarter]);
             let lanes = _mm512_permutex2var_epi8(bytes, load(&Quarter::<K>::BYTES[quarter]), front);
             let windows = _mm512_multishift_epi64_epi8(shifts, lanes);
-            // A permutation looks at the lower seven bits of a window; the eighth chooses between two of them.
-            let lower = _mm512_permutex2var_epi8(table[0], windows, table[1]);
-            let upper = _mm512_permutex2var_epi8(table[2], windows, table[3]);
-            let levels = _mm512_mask_blend_epi8(_mm512_movepi8_mask(windows), lower, upper);
+            let levels = lookup(&table, windows);
             let four = [
                 _mm512_castsi512_si128(levels),
                 _mm512_extracti32x4_epi32(levels, 1),
@@ -63,12 +60,22 @@ fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
     }
 }
 
+/// The level of each window.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(super) fn lookup(table: &[__m512i; 4], windows: __m512i) -> __m512i {
+    // A permutation looks at the lower seven bits of a window; the eighth chooses between two of them.
+    let lower = _mm512_permutex2var_epi8(table[0], windows, table[1]);
+    let upper = _mm512_permutex2var_epi8(table[2], windows, table[3]);
+    _mm512_mask_blend_epi8(_mm512_movepi8_mask(windows), lower, upper)
+}
+
 /// How the 64 windows of a quarter of a tile lie in its bytes: lane `e` of 64 bits holds windows `8e` to `8e + 7`.
-struct Quarter<const K: usize>;
+pub(super) struct Quarter<const K: usize>;
 
 impl<const K: usize> Quarter<K> {
     /// Where 64 bytes of the tile begin in which a quarter lies, but for what has wrapped around.
-    const STARTS: [usize; 4] = {
+    pub(super) const STARTS: [usize; 4] = {
         let mut starts = [0; 4];
         let mut quarter = 0;
         while quarter < 4 {
@@ -81,7 +88,7 @@ impl<const K: usize> Quarter<K> {
 
     /// The bytes that each lane takes, for each quarter: eight from the start of its eight windows on. Those from 64 on
     /// are the tile's first ones again.
-    const BYTES: [[i8; 64]; 4] = {
+    pub(super) const BYTES: [[i8; 64]; 4] = {
         let mut bytes = [[0; 64]; 4];
         let mut i = 0;
         while i < 256 {
@@ -92,7 +99,7 @@ impl<const K: usize> Quarter<K> {
     };
 
     /// The bit of its lane where each window begins.
-    const SHIFTS: [i8; 64] = {
+    pub(super) const SHIFTS: [i8; 64] = {
         let mut shifts = [0; 64];
         let mut i = 0;
         while i < 64 {
@@ -105,7 +112,7 @@ impl<const K: usize> Quarter<K> {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load(bytes: &[i8; 64]) -> __m512i {
+pub(super) fn load(bytes: &[i8; 64]) -> __m512i {
     // SAFETY: the pointer is that of 64 bytes.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
@@ -113,7 +120,7 @@ fn load(bytes: &[i8; 64]) -> __m512i {
 /// 64 bytes of a tile.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn load_bytes(tile: &[u8], start: usize) -> __m512i {
+pub(super) fn load_bytes(tile: &[u8], start: usize) -> __m512i {
     let bytes: &[u8; 64] = tile[start..].first_chunk().expect("a tile has 64 bytes from here on");
     // SAFETY: the pointer is that of 64 bytes.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }

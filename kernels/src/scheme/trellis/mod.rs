@@ -21,8 +21,8 @@ mod tile;
 
 use super::{PANEL_COLS, Part, PartType, Scheme};
 use crate::{
-    Packed,
-    arch::{self, Tiles},
+    Packed, QuantizedInput,
+    arch::{self, TileRun, Tiles},
 };
 use std::ops::Range;
 use tables::{TABLE_2, TABLE_3, TABLE_4, TABLE_5, Table};
@@ -114,6 +114,19 @@ impl Scheme for Trellis {
         let tile = &m.row(0, row / TILE)[col / TILE * self.tile_bytes()..][..self.tile_bytes()];
         let window = window(tile, self.bits, row % TILE * TILE + col % TILE);
         m.f16(1, row, 0) * (f32::from(self.table.levels[usize::from(window)]) / LEVEL_UNIT)
+    }
+
+    fn has_integer_dot(&self) -> bool {
+        true
+    }
+
+    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
+        let dot = arch::kernels().map_or(arch::scalar::KERNELS.tiles_dot, |kernels| kernels.tiles_dot);
+        let codes = m.row(0, first / TILE);
+        let rows = dot(TileRun { bits: self.bits, table: self.table(), codes, x });
+        for (r, (out, row)) in out.iter_mut().zip(rows).enumerate() {
+            *out = row * (m.f16(1, first + r, 0) / LEVEL_UNIT);
+        }
     }
 
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {

@@ -1,0 +1,101 @@
+//! `y = W x` for one input in eight bits: integer dot products, straight from the codes.
+
+use super::{rows_of, with_last_dim};
+use crate::{Packed, QuantizedInput, scheme::PANEL_ROWS};
+use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape};
+use rayon::prelude::*;
+use std::sync::Arc;
+
+/// `x [.., cols] -> y [.., rows]`, f32, where `x` is a single input.
+#[derive(Debug)]
+pub struct MatVec {
+    /// `W [rows, cols]`, of a scheme with integer dot products.
+    pub weight: Packed,
+    /// The input that the op is applied to, quantised.
+    pub input: Arc<QuantizedInput>,
+}
+
+impl CustomOp1 for MatVec {
+    fn name(&self) -> &'static str {
+        "squish-matvec"
+    }
+
+    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (weight, input) = (&self.weight, &*self.input);
+        let (_, batch) = rows_of(self.name(), storage, layout, weight.cols())?;
+        let groups = weight.cols().div_ceil(crate::quantized_input::GROUP);
+        if batch != 1 || input.scales().len() != groups || !weight.scheme().has_integer_dot() {
+            let (name, scheme) = (self.name(), weight.scheme().name());
+            let message =
+                format!("{name}: {batch} inputs of {groups} groups do not suit a matrix in {scheme}");
+            return Err(Error::Msg(message).bt());
+        }
+        crate::arch::kernels().map_err(Error::wrap)?;
+        let mut y = vec![0.0; weight.rows()];
+        y.par_chunks_mut(PANEL_ROWS).enumerate().for_each(|(i, y)| {
+            weight.scheme().integer_dot(weight, i * PANEL_ROWS, input, y);
+        });
+        Ok((CpuStorage::F32(y), with_last_dim(layout, weight.rows())))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scheme;
+    use candle_core::{Device, Tensor};
+    use proptest::prelude::*;
+
+    proptest! {
+        /// Every bit pattern is a valid matrix: all schemes, all shapes, any bytes, with scales that are numbers.
+        #[test]
+        fn equals_the_reference(s in 0..scheme::ALL.len(), rows in 1..40usize, tiles in 1..60usize, seed: u64) {
+            let scheme = scheme::ALL[s];
+            prop_assume!(scheme.has_integer_dot());
+            let fits = |cols, group| Packed::layout(scheme, rows, cols, group).is_ok();
+            let cols = if fits(16, 16) { 16 * tiles } else { 64 * tiles.div_ceil(4) };
+            let group = [scheme.default_group(cols), cols, 64].into_iter().find(|&group| fits(cols, group)).unwrap();
+            let mut state = seed;
+            let mut next = || {
+                state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                (state >> 40) as u32
+            };
+            let parts = Packed::layout(scheme, rows, cols, group).unwrap();
+            let parts = parts.iter().map(|part| match part.dtype {
+                scheme::PartType::F16 => (0..part.bytes() / 2)
+                    .flat_map(|_| half::f16::from_f32(next() as f32 / (1 << 23) as f32 - 1.0).to_le_bytes())
+                    .collect::<Vec<u8>>(),
+                _ => (0..part.bytes()).map(|_| next() as u8).collect(),
+            });
+            let parts = parts.map(bytes::Bytes::from).collect();
+            let weight = Packed::new(scheme, rows, cols, group, parts).unwrap();
+            let x: Vec<f32> = (0..cols).map(|_| next() as f32 / (1 << 23) as f32 - 1.0).collect();
+            let input = Arc::new(QuantizedInput::new(&x));
+            let rounded: Vec<f64> = input.values().iter().enumerate()
+                .map(|(c, &v)| f64::from(input.scales()[c / 64]) * f64::from(v)).collect();
+            let x = Tensor::from_vec(x, (1, cols), &Device::Cpu).unwrap();
+            let y = x.apply_op1_no_bwd(&MatVec { weight: weight.clone(), input }).unwrap();
+            for (r, found) in y.to_vec2::<f32>().unwrap()[0].iter().enumerate() {
+                let products = (0..cols).map(|c| f64::from(weight.weight(r, c)) * rounded[c]);
+                let (sum, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
+                prop_assert!((f64::from(*found) - sum).abs() <= 3e-6 * size + 1e-6, "{}: {found} {sum}", scheme.name());
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_what_it_cannot_multiply() {
+        let bf16 = Packed::new(&scheme::BF16, 1, 64, 1, vec![vec![0; 128].into()]).unwrap();
+        let int8 =
+            Packed::new(&scheme::INT8, 1, 64, 64, vec![vec![0; 64].into(), vec![0; 2].into()]).unwrap();
+        let input = |n| Arc::new(QuantizedInput::new(&vec![1.0; n]));
+        let x = |batch| Tensor::ones((batch, 64), candle_core::DType::F32, &Device::Cpu).unwrap();
+        for (x, weight, input) in
+            [(x(1), bf16, input(64)), (x(2), int8.clone(), input(64)), (x(1), int8.clone(), input(128))]
+        {
+            let error = x.apply_op1_no_bwd(&MatVec { weight, input }).unwrap_err().to_string();
+            assert!(error.contains("squish-matvec"), "{error}");
+        }
+        assert!(x(1).apply_op1_no_bwd(&MatVec { weight: int8, input: input(64) }).is_ok());
+    }
+}
