@@ -4,7 +4,7 @@
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rand_distr::StandardNormal;
 use serde_json::{Map, Value, json};
-use squish_kernels::{Input, Rotation, scheme};
+use squish_kernels::{Arithmetic, Input, Rotation, scheme};
 use squish_models::{
     Checkpoint, Device, Tensor,
     checkpoint::{FORMAT, MANIFEST_KEY, Manifest},
@@ -140,7 +140,7 @@ fn rotate(rotation: Option<&Rotation>, x: &[f32]) -> Vec<f64> {
 #[test]
 fn every_scheme_and_shape_from_a_saved_file() {
     let mut rng = StdRng::seed_from_u64(4);
-    let mut worst = f64::INFINITY;
+    let mut worst = [f64::INFINITY; 2];
     for &(rows, cols) in SHAPES {
         let weights: Vec<f32> =
             (0..rows * cols).map(|_| 0.02 * rng.sample::<f32, _>(StandardNormal)).collect();
@@ -153,7 +153,12 @@ fn every_scheme_and_shape_from_a_saved_file() {
             assert_eq!(weight.low_rank().map_or(0, |l| l.rank()), spec.rank);
             assert_eq!(weight.sparse().is_some(), spec.entries > 0);
             let expected = oracle(&weight, &x);
-            for batch in [1, 17] {
+            // In integers an input is rounded; a single output may be far below the size of its terms, so nothing is asked of one.
+            let integers = if rows > 1 { 38.0 } else { 0.0 };
+            let cases =
+                [(Arithmetic::F32, 1, 60.0), (Arithmetic::F32, 17, 60.0), (Arithmetic::Int8, 1, integers)];
+            for (arithmetic, batch, gate) in cases {
+                let weight = weight.clone().with_arithmetic(arithmetic);
                 let input = Tensor::from_slice(&x[..batch * cols], (batch, cols), &Device::Cpu).unwrap();
                 let y = weight.forward(&Input::new(input)).unwrap();
                 assert_eq!(y.dims(), [batch, rows]);
@@ -164,13 +169,16 @@ fn every_scheme_and_shape_from_a_saved_file() {
                     noise += (e - f64::from(*f)).powi(2);
                 }
                 let db = 10.0 * (signal / noise).log10();
-                worst = worst.min(db);
+                if gate > 0.0 {
+                    let worst = &mut worst[usize::from(arithmetic == Arithmetic::Int8)];
+                    *worst = worst.min(db);
+                }
                 assert!(
-                    db >= 60.0,
-                    "{name} rotated {rotated} rank {rank}: {rows} x {cols}, batch {batch}: {db:.1} dB"
+                    db >= gate,
+                    "{name} rotated {rotated} rank {rank}: {rows} x {cols}, {arithmetic:?}, batch {batch}: {db:.1} dB"
                 );
             }
         }
     }
-    println!("worst of all schemes and shapes: {worst:.1} dB");
+    println!("worst of all schemes and shapes: {:.1} dB in f32, {:.1} dB in integers", worst[0], worst[1]);
 }
