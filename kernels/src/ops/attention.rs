@@ -134,17 +134,19 @@ impl Run<'_> {
             }
         }
         // Later queries see more keys: those first.
-        let found: Vec<Found> = tasks
-            .par_iter()
-            .with_max_len(1)
-            .map(|segments| {
-                let found: Vec<Found> =
-                    segments.par_iter().with_max_len(1).map(|task| self.find(task)).collect();
-                let mut found = found.into_iter();
-                let first = found.next().expect("a query sees its own position at least");
-                found.fold(first, |all, more| all.join(more, head_dim))
-            })
-            .collect();
+        let work = |segments: &Vec<Task>| {
+            let found: Vec<Found> = match &segments[..] {
+                [task] => vec![self.find(task)],
+                _ => segments.par_iter().with_max_len(1).map(|task| self.find(task)).collect(),
+            };
+            let all = found.into_iter().reduce(|all, more| all.join(more, head_dim));
+            all.expect("a query sees its own position at least")
+        };
+        let found: Vec<Found> = match n {
+            // A few heads of a short context are not worth waking other threads.
+            1 => tasks.iter().map(work).collect(),
+            _ => tasks.par_iter().with_max_len(1).map(work).collect(),
+        };
         let (group, mut y) = (heads / kv_heads, vec![0.0; n * heads * head_dim]);
         y.par_chunks_mut(heads * head_dim).enumerate().for_each(|(i, y)| {
             let (block, len) = (i / QUERY_BLOCK, blocks[i / QUERY_BLOCK].len());

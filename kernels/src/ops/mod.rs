@@ -10,6 +10,7 @@ mod matvec;
 mod rotate;
 mod softmax;
 mod sparse;
+mod swiglu;
 mod transposed;
 
 pub use attention::Attention;
@@ -18,6 +19,7 @@ pub use matmul::MatMul;
 pub use matvec::MatVec;
 pub use rotate::Rotate;
 pub use sparse::SparseMatMul;
+pub use swiglu::SwiGlu;
 pub use transposed::TransposedMatMul;
 
 use candle_core::{CpuStorage, Error, Layout, Result};

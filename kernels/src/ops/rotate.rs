@@ -19,9 +19,14 @@ impl CustomOp1 for Rotate {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, _) = rows_of(self.name(), storage, layout, self.0.cols())?;
+        let (x, batch) = rows_of(self.name(), storage, layout, self.0.cols())?;
         let mut y = x.to_vec();
-        y.par_chunks_mut(self.0.cols()).for_each(|row| self.0.apply(row));
+        if batch == 1 {
+            // Not worth waking other threads.
+            self.0.apply(&mut y);
+        } else {
+            y.par_chunks_mut(self.0.cols()).for_each(|row| self.0.apply(row));
+        }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 }

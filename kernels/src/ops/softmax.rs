@@ -44,12 +44,13 @@ pub fn exp_below(scores: &mut [f32], most: f32) -> f32 {
 
 /// `e^x` for `x <= 0`, to 2 units in the last place; below -87 that of -87.
 #[inline(always)]
-fn exp(x: f32) -> f32 {
+pub fn exp(x: f32) -> f32 {
     // x = n ln 2 + r with |r| <= ln 2 / 2. Adding 1.5 * 2^23 rounds to an integer, which the last bits then hold.
     const ROUND: f32 = 12_582_912.0;
     // ln 2 in two parts, the first of few enough bits that n times it is exact.
     const LN2: [f32; 2] = [0.693_359_4, -2.121_944_4e-4];
-    let x = x.max(-87.0);
+    // What is no number stays none.
+    let x = if x < -87.0 { -87.0 } else { x };
     let shifted = x * std::f32::consts::LOG2_E + ROUND;
     let n = shifted - ROUND;
     let r = x - n * LN2[0] - n * LN2[1];
@@ -72,6 +73,7 @@ mod tests {
         }
         assert_eq!(exp(0.0), 1.0);
         assert!(exp(f32::NEG_INFINITY) < 2e-38);
+        assert!(exp(f32::NAN).is_nan());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use super::Linear;
 use crate::{Result, checkpoint::Tensors};
 use candle_core::{Device, Tensor};
-use squish_kernels::Input;
+use squish_kernels::{Input, ops::SwiGlu};
 
 /// `down(silu(gate(x)) * up(x))`.
 #[derive(Debug, Clone)]
@@ -38,7 +38,7 @@ impl GatedMlp {
     /// When a tensor operation fails.
     pub fn forward(&self, x: Tensor) -> candle_core::Result<Tensor> {
         let x = Input::new(x);
-        let gated = (self.gate.forward(&x)?.silu()? * self.up.forward(&x)?)?;
+        let gated = self.gate.forward(&x)?.apply_op2_no_bwd(&self.up.forward(&x)?, &SwiGlu)?;
         self.down.forward(&Input::new(gated))
     }
 }

@@ -13,6 +13,9 @@ use std::arch::x86_64::*;
 /// What is added to levels.
 const OFFSET: i32 = 128;
 
+/// Bytes from a tile to what is fetched ahead of its use.
+const AHEAD: usize = 2048;
+
 /// Dot products with units and with tiles, if the processor has them.
 pub fn dots() -> Option<(UnitsDot, TilesDot)> {
     (is_x86_feature_detected!("avx512f")
@@ -135,6 +138,8 @@ fn tiles<const K: usize>(run: TileRun) -> [f32; TILE] {
         for (tile, values) in tiles.chunks_exact(32 * K).zip(values.as_chunks::<TILE>().0) {
             // SAFETY: the pointer is that of 16 bytes.
             let values = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(values.as_ptr().cast()) });
+            // The strip's next tiles are on their way while these are looked up. An address past the end is not an error.
+            _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(AHEAD).cast());
             for quarter in 0..4 {
                 let bytes = load_bytes(tile, Quarter::<K>::STARTS[quarter]);
                 // Eight bytes for each eight windows. What has wrapped around is in this register only if it is all of the tile.

@@ -1,0 +1,89 @@
+//! `silu(gate) * up`, in one pass (Shazeer, "GLU Variants Improve Transformer", 2020).
+
+use super::{rows_of, softmax::exp};
+use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape};
+use pulp::Arch;
+use rayon::prelude::*;
+
+/// Values that one thread works on; fewer are not worth a second thread.
+const CHUNK: usize = 1 << 15;
+
+/// `gate`, `up [.., n] -> [.., n]`, f32, with `silu(x) = x / (1 + e^-x)`.
+#[derive(Debug, Clone, Copy)]
+pub struct SwiGlu;
+
+impl CustomOp2 for SwiGlu {
+    fn name(&self) -> &'static str {
+        "squish-swiglu"
+    }
+
+    fn cpu_fwd(
+        &self,
+        gate: &CpuStorage,
+        gate_layout: &Layout,
+        up: &CpuStorage,
+        up_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let cols = gate_layout.dims().last().copied().unwrap_or(0);
+        let (gate, _) = rows_of(self.name(), gate, gate_layout, cols)?;
+        let (up, _) = rows_of(self.name(), up, up_layout, cols)?;
+        if gate.len() != up.len() {
+            let (name, gate, up) = (self.name(), gate_layout.dims(), up_layout.dims());
+            return Err(candle_core::Error::Msg(format!("{name}: {gate:?} and {up:?} differ")).bt());
+        }
+        let mut y = gate.to_vec();
+        if y.len() <= CHUNK {
+            multiply(&mut y, up);
+        } else {
+            y.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK)).for_each(|(y, up)| multiply(y, up));
+        }
+        Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
+    }
+}
+
+fn multiply(gate: &mut [f32], up: &[f32]) {
+    Arch::new().dispatch(
+        #[inline(always)]
+        || {
+            for (g, u) in gate.iter_mut().zip(up) {
+                // e^-|x| does not overflow: 1 / (1 + e^-x) is 1 / (1 + e) for x >= 0, and e / (1 + e) below.
+                let e = exp(-g.abs());
+                let numerator = if *g >= 0.0 { 1.0 } else { e };
+                *g = *g * numerator / (1.0 + e) * u;
+            }
+        },
+    );
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    #[test]
+    fn equals_the_definition() {
+        for n in [1, 7, 64, CHUNK + 3] {
+            let values = |factor: f32| -> Vec<f32> {
+                (0..2 * n).map(|i| ((i * 37 % 101) as f32 - 50.0) * factor).collect()
+            };
+            let (gate, up) = (values(0.6), values(0.1));
+            let tensor = |v: &[f32]| Tensor::from_slice(v, (2, n), &Device::Cpu).unwrap();
+            let y = tensor(&gate).apply_op2_no_bwd(&tensor(&up), &SwiGlu).unwrap();
+            for ((y, g), u) in y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().zip(gate).zip(up) {
+                let (g, u) = (f64::from(g), f64::from(u));
+                let expected = g / (1.0 + (-g).exp()) * u;
+                assert!((f64::from(*y) - expected).abs() < 1e-6 * (1.0 + expected.abs()), "{g} {u}: {y}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_none_and_shapes_must_agree() {
+        let tensor = |v: &[f32]| Tensor::from_slice(v, v.len(), &Device::Cpu).unwrap();
+        let y = tensor(&[f32::NAN, f32::INFINITY]).apply_op2_no_bwd(&tensor(&[1.0, 1.0]), &SwiGlu).unwrap();
+        let y = y.to_vec1::<f32>().unwrap();
+        assert!(y[0].is_nan() && y[1] == f32::INFINITY);
+        let error = tensor(&[1.0]).apply_op2_no_bwd(&tensor(&[1.0, 2.0]), &SwiGlu).unwrap_err();
+        assert!(error.to_string().contains("squish-swiglu"), "{error}");
+    }
+}
