@@ -44,7 +44,7 @@ fn its_certificate_names_what_it_was_made_from() {
     let testbed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/testbed");
     let certificate = inspect(Path::new(BUNDLED)).unwrap().certificate.expect("a certificate");
     let calibration = certificate.calibration.expect("a calibration");
-    assert_eq!((calibration.windows, calibration.window), (64, 512));
+    assert_eq!((calibration.windows, calibration.window), (128, 512));
     let kl =
         certificate.measurements.iter().find(|m| m.what == "kl").expect("a divergence from the original");
     let readme = fs::read_to_string(Path::new(BUNDLED).join("README.md")).unwrap();

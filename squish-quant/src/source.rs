@@ -80,6 +80,11 @@ impl<'a> Source<'a> {
         Ok(weights)
     }
 
+    /// Lets go of the memory of the whole tensor.
+    pub fn release_all(&self) {
+        self.shard.release(self.entry.range.clone());
+    }
+
     /// Lets go of the memory of some rows of the file.
     pub fn release(&self, matrix: &Packed, first: usize, count: usize) {
         let row_bytes = matrix.bytes() / matrix.rows();

@@ -81,8 +81,18 @@ pub fn calibrate(
     checkpoint.observe(Some(Arc::new(Tap)));
     let original = Model::from_checkpoint(checkpoint, &Device::Cpu)?;
     let layers = Layer::all(original.config().num_hidden_layers);
-    let stages: Vec<Vec<Vec<String>>> =
-        layers.iter().map(|&layer| Tap::stages(&original, layer, &windows[0])).collect::<Result<_>>()?;
+    // A layer that has run leaves its pages of the file in memory.
+    let release = |checkpoint: &Checkpoint, stages: &[Vec<String>]| {
+        stages
+            .iter()
+            .flatten()
+            .try_for_each(|name| Source::new(checkpoint, name).map(|source| source.release_all()))
+    };
+    let mut stages: Vec<Vec<Vec<String>>> = Vec::new();
+    for &layer in &layers {
+        stages.push(Tap::stages(&original, layer, &windows[0])?);
+        release(checkpoint, &stages[stages.len() - 1])?;
+    }
     let plans: HashMap<&str, &TensorPlan> = plan.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
 
     // What no layer multiplies by, embeddings and head, is rounded.
@@ -132,6 +142,7 @@ pub fn calibrate(
         walk.advance(layer)?;
         // The next layers do not need this one again.
         stages.iter().flatten().for_each(|name| walk.checkpoint.restore(name));
+        release(walk.checkpoint, stages)?;
     }
     checkpoint.observe(None);
     plan.tensors.iter().for_each(|t| checkpoint.restore(&t.name));
