@@ -15,6 +15,11 @@ use serde_json::{Value, json};
 /// The architecture that has an image encoder beside the language model.
 pub const WITH_IMAGES: &str = "Gemma3ForConditionalGeneration";
 
+/// Whether a tensor of such a checkpoint belongs to the language model.
+pub fn is_language(tensor: &str) -> bool {
+    tensor == "lm_head.weight" || tensor.split('.').take(2).any(|part| part == "language_model")
+}
+
 /// What configurations leave out; those of larger models leave out most.
 fn defaults() -> Value {
     json!({

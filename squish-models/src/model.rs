@@ -18,6 +18,11 @@ pub const ARCHITECTURES: &[(&str, Loader)] = &[
     (gemma3::WITH_IMAGES, gemma3::load),
 ];
 
+/// Whether a tensor belongs to the language model of a checkpoint, and not to an image encoder beside it.
+pub fn is_language(checkpoint: &Checkpoint, tensor: &str) -> bool {
+    config::architecture(checkpoint).ok() != Some(gemma3::WITH_IMAGES) || gemma3::is_language(tensor)
+}
+
 /// Tokens that one forward pass of a long prompt takes: bounds the memory of its attention scores.
 pub const PREFILL_CHUNK: usize = 512;
 
