@@ -30,9 +30,15 @@ pub struct Args {
     #[arg(long, conflicts_with = "raw")]
     pub system: Option<String>,
 
+    /// Whether a model that can do both (Qwen3) thinks before it answers; absent, as it does unasked
+    ///
+    /// The reasoning goes to standard error.
+    #[arg(long, value_name = "true|false", conflicts_with = "raw")]
+    pub thinking: Option<bool>,
+
     /// With --prompt: print one JSON object
     ///
-    /// Its fields: text; prompt_tokens; cached_tokens (of the prompt, not computed again);
+    /// Its fields: text; reasoning (where there was any); prompt_tokens; cached_tokens (of the prompt, not computed again);
     /// generated_tokens; time_to_first_token_seconds (null if there was no token); decode_seconds
     /// (from the first token to the last); tokens_per_second (in that time); seed (repeats the
     /// answer); finish_reason (stop, stop_string, length or cancelled).

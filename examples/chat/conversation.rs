@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use anyhow::Result;
-use squish_engine::{FinishReason, Message, Session, Stats, TextStream};
+use squish_engine::{FinishReason, Message, Part, PartStream, Session, Stats};
 
 use crate::interrupt;
 
@@ -33,18 +33,19 @@ impl Conversation {
         self.last.as_ref()
     }
 
-    /// Writes the answer to `out` as it comes, and a line end.
+    /// Writes the answer to `out` as it comes, and a line end; reasoning before it to standard error.
     pub fn ask(&mut self, question: &str, out: &mut impl Write) -> Result<()> {
         if self.raw {
-            let stream = self.session.complete_stream(question)?;
-            let (_, stats) = write_answer(stream, out)?;
-            self.last = Some(stats);
+            let mut stream = self.session.complete_stream(question)?;
+            interrupt::attach(stream.cancel_token());
+            write_parts(stream.by_ref().map(|piece| piece.map(Part::Answer)), out)?;
+            self.last = Some(stream.stats());
             return Ok(());
         }
         let known = self.messages.len();
         self.messages.push(Message::user(question));
         let stream = self.session.chat_stream(&self.messages);
-        match stream.map_err(Into::into).and_then(|stream| write_answer(stream, out)) {
+        match stream.map_err(Into::into).and_then(|stream| write_answer(stream.split_reasoning(), out)) {
             Ok((text, stats)) => {
                 // Without an answer the question was never asked.
                 if text.is_empty() && stats.finish_reason == Some(FinishReason::Cancelled) {
@@ -63,16 +64,38 @@ impl Conversation {
     }
 }
 
-fn write_answer(mut stream: TextStream<'_>, out: &mut impl Write) -> Result<(String, Stats)> {
+fn write_answer(mut stream: PartStream<'_>, out: &mut impl Write) -> Result<(String, Stats)> {
     interrupt::attach(stream.cancel_token());
-    let mut text = String::new();
-    for piece in stream.by_ref() {
-        let piece = piece?;
-        out.write_all(piece.as_bytes())?;
-        out.flush()?;
-        text += &piece;
+    let text = write_parts(stream.by_ref(), out)?;
+    Ok((text, stream.stats()))
+}
+
+/// Writes what comes, and returns the answer.
+fn write_parts(
+    parts: impl Iterator<Item = squish_engine::Result<Part>>,
+    out: &mut impl Write,
+) -> Result<String> {
+    let (mut text, mut reasons) = (String::new(), false);
+    for part in parts {
+        match part? {
+            Part::Reasoning(piece) => {
+                eprint!("{piece}");
+                reasons = true;
+            }
+            Part::Answer(piece) => {
+                if std::mem::take(&mut reasons) {
+                    eprint!("\n\n");
+                }
+                out.write_all(piece.as_bytes())?;
+                out.flush()?;
+                text += &piece;
+            }
+        }
+    }
+    if reasons {
+        eprintln!();
     }
     writeln!(out)?;
     out.flush()?;
-    Ok((text, stream.stats()))
+    Ok(text)
 }

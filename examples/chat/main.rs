@@ -30,7 +30,8 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     let dir = model_dir::resolve(&args.model)?;
-    let pipeline = Pipeline::from_dir(&dir)?;
+    let builder = Pipeline::builder();
+    let pipeline = args.thinking.map_or(builder.clone(), |yes| builder.thinking(yes)).build(&dir)?;
     let pipeline = pipeline.with_options(args.options(pipeline.options())?);
     let mut out = std::io::stdout();
 
@@ -56,7 +57,7 @@ fn answer_json(args: &Args, pipeline: &Pipeline, out: &mut impl Write) -> Result
     } else {
         let mut messages: Vec<_> = args.system.iter().map(Message::system).collect();
         messages.push(Message::user(prompt));
-        pipeline.chat(&messages)?
+        pipeline.chat_stream(&messages)?.split_reasoning().into_completion()?
     };
     writeln!(out, "{}", serde_json::to_string(&completion)?)?;
     Ok(())

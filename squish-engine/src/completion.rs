@@ -9,6 +9,9 @@ use serde::ser::{Serialize, SerializeStruct, Serializer};
 pub struct Completion {
     /// The generated text, without prompt, special tokens and stop string.
     pub text: String,
+    /// The reasoning before it, where it was [set apart](crate::TextStream::split_reasoning) and there was any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reasoning: Option<String>,
     /// What it took.
     #[serde(flatten)]
     pub stats: Stats,
@@ -100,6 +103,7 @@ mod tests {
     fn as_json() {
         let completion = Completion {
             text: "hi".into(),
+            reasoning: None,
             stats: Stats {
                 prompt_tokens: 10,
                 cached_tokens: 4,

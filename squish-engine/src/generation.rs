@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use crate::completion::{FinishReason, Stats};
-use crate::{CancelToken, Detokenizer, GenerationOptions, Result, Sampler, Session, StopMatcher};
+use crate::{
+    CancelToken, Detokenizer, GenerationOptions, ReasoningSplitter, Result, Sampler, Session, StopMatcher,
+};
 
 /// Tokens of the prompt between two looks at the cancel token.
 const PREFILL_CHUNK: usize = 256;
@@ -24,6 +26,8 @@ pub(crate) struct Generation {
     before_first: Duration,
     stats: Stats,
     failed: bool,
+    /// For the whole text.
+    splitter: ReasoningSplitter,
 }
 
 impl Generation {
@@ -52,7 +56,18 @@ impl Generation {
             before_first: start.elapsed(),
             stats: Stats { prompt_tokens: prompt.len(), cached_tokens: cached, seed, ..Stats::default() },
             failed: false,
+            splitter: ReasoningSplitter::after_prompt(""),
         })
+    }
+
+    /// This answer, to a prompt of this text.
+    pub(crate) fn after_prompt(self, text: &str) -> Self {
+        Self { splitter: ReasoningSplitter::after_prompt(text), ..self }
+    }
+
+    /// Tells reasoning from answer in the text from its beginning.
+    pub(crate) fn splitter(&self) -> ReasoningSplitter {
+        self.splitter.clone()
     }
 
     pub(crate) fn stats(&self) -> Stats {

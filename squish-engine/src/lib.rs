@@ -25,6 +25,7 @@
 //! | logits to the next token | [`Sampler`] |
 //! | tokens to characters | [`Detokenizer`] |
 //! | the end | [`StopMatcher`], [`CancelToken`] |
+//! | reasoning and answer, where they are wanted apart | [`ReasoningSplitter`], [`PartStream`] |
 //! | pieces or the whole, with counts and times | [`TextStream`], [`Completion`], [`Stats`] |
 //!
 //! Everything blocks and nothing needs an async runtime; to use it in one, run it on a thread for
@@ -41,6 +42,7 @@ mod json_file;
 mod message;
 mod options;
 mod pipeline;
+mod reasoning;
 mod request;
 mod sampler;
 mod session;
@@ -61,6 +63,7 @@ pub use generation_config::GenerationConfig;
 pub use message::{FunctionCall, Message, Role, ToolCall};
 pub use options::GenerationOptions;
 pub use pipeline::{Pipeline, PipelineBuilder};
+pub use reasoning::{Part, PartStream, ReasoningSplitter};
 pub use request::ChatRequest;
 pub use sampler::Sampler;
 pub use session::Session;

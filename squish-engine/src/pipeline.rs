@@ -19,6 +19,7 @@ use crate::{
 pub struct Pipeline {
     checkpoint: Arc<Checkpoint>,
     options: GenerationOptions,
+    thinking: Option<bool>,
 }
 
 #[derive(Debug)]
@@ -40,7 +41,13 @@ impl Pipeline {
 
     /// Sets device and options before loading.
     pub fn builder() -> PipelineBuilder {
-        PipelineBuilder { device: Device::Cpu, options: None, demand: None, arithmetic: Arithmetic::Int8 }
+        PipelineBuilder {
+            device: Device::Cpu,
+            options: None,
+            demand: None,
+            thinking: None,
+            arithmetic: Arithmetic::Int8,
+        }
     }
 
     /// The options in use: those of the checkpoint's `generation_config.json` unless replaced.
@@ -58,7 +65,12 @@ impl Pipeline {
     /// # Ok::<(), squish_engine::Error>(())
     /// ```
     pub fn with_options(&self, options: GenerationOptions) -> Self {
-        Pipeline { checkpoint: self.checkpoint.clone(), options }
+        Pipeline { checkpoint: self.checkpoint.clone(), options, thinking: self.thinking }
+    }
+
+    /// Whether models think before they answer, unless a request says; `None` leaves it to the template.
+    pub(crate) fn thinking(&self) -> Option<bool> {
+        self.thinking
     }
 
     /// A session with an empty cache.
@@ -140,6 +152,7 @@ pub struct PipelineBuilder {
     device: Device,
     options: Option<GenerationOptions>,
     demand: Option<CertificateDemand>,
+    thinking: Option<bool>,
     arithmetic: Arithmetic,
 }
 
@@ -153,6 +166,13 @@ impl PipelineBuilder {
     /// Options in place of the checkpoint's own.
     pub fn options(mut self, options: GenerationOptions) -> Self {
         self.options = Some(options);
+        self
+    }
+
+    /// Whether a model that can do both, such as Qwen3, thinks before it answers; a request may say
+    /// [otherwise](ChatRequest::thinking). Unless set, it is as the chat template has it.
+    pub fn thinking(mut self, yes: bool) -> Self {
+        self.thinking = Some(yes);
         self
     }
 
@@ -192,6 +212,7 @@ impl PipelineBuilder {
         Ok(Pipeline {
             checkpoint: Arc::new(Checkpoint { model, tokenizer, template, eos_token_ids }),
             options: self.options.unwrap_or(generation.options),
+            thinking: self.thinking,
         })
     }
 }

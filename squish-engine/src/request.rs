@@ -6,6 +6,9 @@ use serde_json::{Map, Value};
 
 use crate::{GenerationOptions, Message};
 
+/// The variable by which templates of models that can think are told whether to.
+const ENABLE_THINKING: &str = "enable_thinking";
+
 /// A conversation to continue, with tools, template variables and options of its own.
 ///
 /// Wherever a request is expected, `&[Message]`, `&Vec<Message>` or `&[Message; N]` will do.
@@ -15,7 +18,7 @@ use crate::{GenerationOptions, Message};
 ///
 /// let messages = [Message::user("What is a squeeze?")];
 /// let request = ChatRequest::new(&messages)
-///     .variable("enable_thinking", false)
+///     .thinking(false)
 ///     .options(GenerationOptions::greedy());
 /// ```
 #[derive(Debug, Clone)]
@@ -46,7 +49,19 @@ impl<'a> ChatRequest<'a> {
         self
     }
 
-    /// Sets a variable of the chat template, such as Qwen3's `enable_thinking`.
+    /// Whether a model that can do both thinks before it answers: the variable `enable_thinking` of its template. Absent,
+    /// as the [pipeline](crate::PipelineBuilder::thinking) says, or else as the template does unasked.
+    ///
+    /// [`TextStream::split_reasoning`](crate::TextStream::split_reasoning) tells the reasoning from the answer.
+    pub fn thinking(self, yes: bool) -> Self {
+        self.variable(ENABLE_THINKING, yes)
+    }
+
+    pub(crate) fn says_whether_to_think(&self) -> bool {
+        self.variables.contains_key(ENABLE_THINKING)
+    }
+
+    /// Sets a variable of the chat template.
     pub fn variable(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.variables.insert(name.into(), value.into());
         self

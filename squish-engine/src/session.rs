@@ -97,9 +97,13 @@ impl Session {
             return Err(Error::EmptyPrompt);
         }
         let template = self.pipeline.chat_template().ok_or(Error::NoChatTemplate)?;
-        let prompt = self.pipeline.tokenizer().encode(&template.render(request)?)?;
+        let text = match self.pipeline.thinking().filter(|_| !request.says_whether_to_think()) {
+            Some(yes) => template.render(&request.clone().thinking(yes))?,
+            None => template.render(request)?,
+        };
+        let prompt = self.pipeline.tokenizer().encode(&text)?;
         let options = request.options.as_ref().unwrap_or(self.pipeline.options()).clone();
-        self.begin(&prompt, &options, start)
+        Ok(self.begin(&prompt, &options, start)?.after_prompt(&text))
     }
 
     pub(crate) fn begin_complete(&mut self, text: &str) -> Result<Generation> {

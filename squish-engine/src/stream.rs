@@ -1,7 +1,7 @@
 //! An answer as an iterator of pieces of text.
 
 use crate::generation::Generation;
-use crate::{CancelToken, Completion, Result, Session, Stats};
+use crate::{CancelToken, Completion, PartStream, Result, Session, Stats};
 
 /// The pieces of an answer, computed as they are asked for.
 ///
@@ -51,13 +51,20 @@ impl<'s> TextStream<'s> {
         self.generation.cancel_token()
     }
 
+    /// Tells the model's reasoning, between `<think>` and `</think>`, from its answer. Meant for a stream from which nothing was
+    /// taken yet.
+    pub fn split_reasoning(self) -> PartStream<'s> {
+        let splitter = self.generation.splitter();
+        PartStream::new(self, splitter)
+    }
+
     /// Computes the rest and puts all of it together.
     ///
     /// # Errors
     /// Those of the iterator's items.
     pub fn into_completion(mut self) -> Result<Completion> {
         let text = self.by_ref().collect::<Result<String>>()?;
-        Ok(Completion { text, stats: self.stats() })
+        Ok(Completion { text, reasoning: None, stats: self.stats() })
     }
 }
 

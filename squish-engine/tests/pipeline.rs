@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 use squish_engine::{
-    CertificateDemand, ChatRequest, Error, FinishReason, GenerationOptions, Message, Pipeline,
+    CertificateDemand, ChatRequest, Error, FinishReason, GenerationOptions, Message, Part, Pipeline,
     PipelineBuilder, Session,
 };
 
@@ -318,5 +318,85 @@ fn a_certificate_can_be_demanded() {
         let error = Pipeline::builder().require_certificate(demand).build(&dir).unwrap_err();
         assert!(error.to_string().contains("model.safetensors: "), "{error}");
         assert!(matches!(error, Error::Model(squish_models::Error::Certificate { .. })), "{error}");
+    }
+}
+
+/// A template that says whether it was told to think, and begins the reasoning itself.
+const THINKING: &str = "{%- for m in messages %}{{ m.content }}{% endfor -%}\
+    {%- if enable_thinking is not defined %} unasked unasked\
+    {%- elif enable_thinking %} <think>{{ '\\n' }}{% else %} <think></think> told not to think at all{% endif -%}";
+
+#[test]
+fn whether_to_think_reaches_the_template() {
+    let Some(dir) = changed("tokenizer_config.json", |json| json["chat_template"] = THINKING.into()) else {
+        return;
+    };
+    let build = |thinking: Option<bool>| {
+        let builder = Pipeline::builder().options(GenerationOptions::greedy().max_tokens(12));
+        thinking.map_or(builder.clone(), |yes| builder.thinking(yes)).build(dir.path()).unwrap()
+    };
+    let messages = [Message::user("The sea is")];
+    let prompt_tokens = |pipeline: &Pipeline, thinking: Option<bool>| {
+        let request = ChatRequest::new(&messages);
+        let request = thinking.map_or(request.clone(), |yes| request.thinking(yes));
+        pipeline.chat(request).unwrap().stats.prompt_tokens
+    };
+    let plain = build(None);
+    let [unasked, yes, no] = [None, Some(true), Some(false)].map(|asked| prompt_tokens(&plain, asked));
+    assert!(unasked != yes && yes != no && no != unasked, "{unasked} {yes} {no}");
+    // The pipeline says it for requests that do not.
+    for (says, expected) in [(true, yes), (false, no)] {
+        let pipeline = build(Some(says));
+        assert_eq!(prompt_tokens(&pipeline, None), expected);
+        assert_eq!(prompt_tokens(&pipeline, Some(!says)), if says { no } else { yes });
+        let other = pipeline.with_options(pipeline.options().clone().max_tokens(3));
+        assert_eq!(prompt_tokens(&other, None), expected);
+    }
+
+    // The model goes on with the reasoning that the prompt began, and never ends it.
+    let whole = plain.chat(ChatRequest::new(&messages).thinking(true)).unwrap();
+    assert_eq!(whole.reasoning, None);
+    let split = || plain.chat_stream(ChatRequest::new(&messages).thinking(true)).unwrap().split_reasoning();
+    let apart = split().into_completion().unwrap();
+    assert_eq!((apart.reasoning.as_deref(), &*apart.text), (Some(whole.text.trim()), ""));
+    assert_eq!(apart.stats.generated_tokens, whole.stats.generated_tokens);
+    let pieces: Vec<Part> = split().map(Result::unwrap).collect();
+    assert!(pieces.len() > 1 && pieces.iter().all(|part| matches!(part, Part::Reasoning(_))), "{pieces:?}");
+    // Told not to, it answers.
+    let answer = plain.chat_stream(ChatRequest::new(&messages).thinking(false)).unwrap();
+    let answer = answer.split_reasoning().into_completion().unwrap();
+    assert!(answer.reasoning.is_none() && !answer.text.is_empty());
+}
+
+#[test]
+fn other_families_talk_too() {
+    for (name, bos) in [("qwen3-tiny", None), ("gemma3-tiny", Some("<bos>"))] {
+        let dir = Path::new(ORIGINAL).with_file_name(name);
+        if !dir.is_dir() {
+            eprintln!("skipped: needs {}", dir.display());
+            continue;
+        }
+        let options = GenerationOptions::greedy().max_tokens(24);
+        let pipeline = Pipeline::builder().options(options).build(&dir).unwrap();
+        let tokenizer = pipeline.tokenizer();
+        let messages = vec![Message::user("Why is the sky blue?")];
+        let text = pipeline.chat_template().unwrap().render(&ChatRequest::from(&messages)).unwrap();
+        for prompt in [tokenizer.encode(&text).unwrap(), tokenizer.encode_plain("The sea is").unwrap()] {
+            // Once, whether the template writes it or the tokenizer is asked to add it.
+            let bos = bos.map(|bos| tokenizer.token_id(bos).unwrap());
+            let found: Vec<u32> = prompt.iter().copied().filter(|id| Some(*id) == bos).collect();
+            assert!(found.iter().copied().eq(bos) && prompt.starts_with(&found), "{name}: {prompt:?}");
+        }
+        // Turns of a session answer as a cold run does, beyond a window of 256 too.
+        let mut session = pipeline.session();
+        let mut messages = messages;
+        for question in ["And the sea?", &"Why is the sky blue, and the sea? ".repeat(40), "Why?"] {
+            let answer = session.chat(&messages).unwrap();
+            assert_eq!(answer.text, pipeline.chat(&messages).unwrap().text, "{name}");
+            assert!(!answer.text.trim().is_empty() && !answer.text.contains("<|"), "{name}: {}", answer.text);
+            messages.push(Message::assistant(answer.text));
+            messages.push(Message::user(question));
+        }
+        assert!(session.cached_tokens() > 300, "{name}: {}", session.cached_tokens());
     }
 }

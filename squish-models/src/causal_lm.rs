@@ -12,12 +12,14 @@ use candle_core::Tensor;
 pub struct Step {
     /// Rotary embedding of the new positions.
     pub rotary: RotaryTable,
+    /// That of layers which see a sliding window, where the model has such.
+    pub sliding_rotary: Option<RotaryTable>,
 }
 
 /// A causal language model: immutable weights, used through a cache that the caller owns.
 ///
-/// The network is a sequence of residual layers, `x + f(norm(x))`: an attention layer and an MLP layer for
-/// each block. They can be run one at a time, as calibration does.
+/// The network is a sequence of residual layers, `x + f(norm(x))` or `x + norm(f(norm(x)))`: an attention layer and an
+/// MLP layer for each block. They can be run one at a time, as calibration does.
 pub trait CausalLm: Send + Sync + std::fmt::Debug {
     /// Its sizes.
     fn config(&self) -> &ModelConfig;
@@ -52,6 +54,10 @@ pub trait CausalLm: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When a tensor operation fails.
     fn mlp(&self, block: usize, x: &Tensor) -> candle_core::Result<Tensor>;
+
+    /// Whether a layer adds its last matrix's output to the residual stream as it is. Not so where that output is
+    /// normalised first, as by Gemma 3: then it is not known what to change in it to move the stream by so much.
+    fn adds_plainly(&self) -> bool;
 
     /// The last layer's output, normalised for the head.
     ///

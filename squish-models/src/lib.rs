@@ -6,7 +6,8 @@
 //! | [`config`] | what is read from `config.json` |
 //! | [`layers`] | linear, embedding, RMS norm, rotary embedding, grouped-query attention, gated MLP |
 //! | [`kv_cache`] | keys and values of the positions a session has seen |
-//! | [`causal_lm`], [`qwen2`] | what an architecture implements, and one file for each |
+//! | [`causal_lm`], [`decoder`] | what an architecture implements, and the decoder that all of them are |
+//! | [`qwen2`], [`qwen3`], [`gemma3`] | one file for each architecture: from its configuration to the decoder's |
 //! | [`model`] | [`Model`] and [`Session`], the list of architectures |
 //!
 //! To add an architecture: write its file, list it in [`model::ARCHITECTURES`].
@@ -23,11 +24,14 @@
 pub mod causal_lm;
 pub mod checkpoint;
 pub mod config;
+pub mod decoder;
 mod error;
+pub mod gemma3;
 pub mod kv_cache;
 pub mod layers;
 pub mod model;
 pub mod qwen2;
+pub mod qwen3;
 
 pub use candle_core::{Device, Tensor};
 pub use checkpoint::{CertificateDemand, Checkpoint};

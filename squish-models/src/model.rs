@@ -1,6 +1,9 @@
 //! Models and sessions.
 
-use crate::{Checkpoint, Error, ModelConfig, Result, causal_lm::CausalLm, config, kv_cache::KvCache, qwen2};
+use crate::{
+    Checkpoint, Error, ModelConfig, Result, causal_lm::CausalLm, config, gemma3, kv_cache::KvCache, qwen2,
+    qwen3,
+};
 use candle_core::{Device, Tensor};
 use std::{path::Path, sync::Arc};
 
@@ -8,7 +11,17 @@ use std::{path::Path, sync::Arc};
 pub type Loader = fn(&Checkpoint, &Device) -> Result<Box<dyn CausalLm>>;
 
 /// The architectures of this build, by the name that `config.json` gives them.
-pub const ARCHITECTURES: &[(&str, Loader)] = &[("Qwen2ForCausalLM", qwen2::load)];
+pub const ARCHITECTURES: &[(&str, Loader)] = &[
+    ("Qwen2ForCausalLM", qwen2::load),
+    ("Qwen3ForCausalLM", qwen3::load),
+    ("Gemma3ForCausalLM", gemma3::load),
+    (gemma3::WITH_IMAGES, gemma3::load),
+];
+
+/// Whether a tensor belongs to the language model of a checkpoint, and not to an image encoder beside it.
+pub fn is_language(checkpoint: &Checkpoint, tensor: &str) -> bool {
+    config::architecture(checkpoint).ok() != Some(gemma3::WITH_IMAGES) || gemma3::is_language(tensor)
+}
 
 /// Tokens that one forward pass of a long prompt takes: bounds the memory of its attention scores.
 pub const PREFILL_CHUNK: usize = 512;

@@ -9,7 +9,7 @@ use crate::{
     },
     certificate::{TOOL, hash_checkpoint},
     fit::{Memory, Target},
-    inspect,
+    guard, inspect,
     matrix::Encoded,
     output::{OutputDir, Stored, WeightsFile, io_error},
     plan::{Action, Plan, TensorPlan},
@@ -23,7 +23,12 @@ use squish_models::{
     Checkpoint, Device, Model,
     checkpoint::{Certificate, FORMAT, INDEX_FILE, MANIFEST_KEY, Manifest, QUANT_METHOD, TensorRecord},
 };
-use std::{collections::BTreeMap, fs, path::Path, time::Instant};
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
 /// Files of a checkpoint, beside configuration and weights, that are copied where present.
 const COPIED_FILES: &[&str] = &[
@@ -54,6 +59,10 @@ pub struct Options {
     pub amount: Amount,
     /// The command line, for the certificate.
     pub command: Option<String>,
+    /// Whether a recipe is taken that the model's family is known not to bear ([`guard`](crate::guard)).
+    pub force_recipe: bool,
+    /// A squished checkpoint of this original by this recipe, whose certificate shows that the model bears it.
+    pub certified: Option<PathBuf>,
 }
 
 impl Options {
@@ -68,6 +77,8 @@ impl Options {
             calibration,
             amount: Amount::default(),
             command: None,
+            force_recipe: false,
+            certified: None,
         }
     }
 }
@@ -104,7 +115,13 @@ pub fn compress(source: &Path, out: &Path, options: &Options, progress: &dyn Pro
     }
     // Loading maps the weights and reads no more than norms and biases, but finds what is missing or misshapen.
     let model = Model::from_checkpoint(&checkpoint, &Device::Cpu)?;
-    // Before anything long: what is in the way of the output.
+    // Before anything long: what speaks against the recipe, and what is in the way of the output.
+    let pass = match &options.certified {
+        _ if options.force_recipe => guard::Pass::Forced,
+        Some(squished) => guard::Pass::Certified(squished),
+        None => guard::Pass::None,
+    };
+    guard::check(&checkpoint, &options.recipe, options.calibration.is_some(), pass)?;
     OutputDir::create(out, 0)?;
     let calibration = match &options.calibration {
         Some(text) => Some(text.read(&checkpoint, &model, options.amount, options.recipe.seed, progress)?),

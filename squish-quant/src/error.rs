@@ -1,5 +1,6 @@
 //! What can go wrong between a checkpoint and a squished one.
 
+use crate::guard::Guard;
 use std::path::PathBuf;
 
 /// A result of this crate.
@@ -84,6 +85,22 @@ pub enum Error {
         name: String,
         /// What is wrong.
         reason: String,
+    },
+    /// The model's family is known not to bear the recipe.
+    #[error(
+        "{path}: recipe {recipe} rounds to {scheme}, which is refused for {}: {} \
+         (calibrate with --calibrate, or insist with --force-recipe)",
+        .guard.name, .guard.reason, path = .path.display()
+    )]
+    Guarded {
+        /// The configuration that names the family.
+        path: PathBuf,
+        /// The recipe.
+        recipe: String,
+        /// The scheme that is the matter.
+        scheme: String,
+        /// What is known of the family.
+        guard: Box<Guard>,
     },
     /// The output directory is there and not empty.
     #[error("{dir}: the output directory exists and is not empty", dir = .0.display())]

@@ -18,6 +18,7 @@
 //! | `source`, `stream` | tensors of the original as checked rows; their way to parts, some rows at a time |
 //! | `resume` | what an interrupted calibration has finished |
 //! | [`fit`] | the memory a running model takes, and what a limit leaves for its weights |
+//! | [`guard`] | what families of models are known not to bear |
 //! | [`plan`] | what becomes of each tensor, and where in the output it goes |
 //! | [`output`] | safetensors files written in place, and directories that appear complete or not at all |
 //! | [`certificate`] | what was measured, written into the checkpoint |
@@ -33,6 +34,7 @@ mod error;
 pub mod eval;
 pub mod feedback;
 pub mod fit;
+pub mod guard;
 pub mod hessian;
 pub mod inspect;
 pub mod low_rank;

@@ -60,7 +60,10 @@ impl Plan {
     /// When a tensor is not what the configuration says, or the recipe asks for what cannot be.
     pub fn new(checkpoint: &Checkpoint, recipe: &Recipe, max_shard_bytes: usize) -> Result<Self> {
         let tied = checkpoint.config().get("tie_word_embeddings").and_then(|v| v.as_bool()) == Some(true);
-        let blocks = checkpoint.names().filter_map(block_index).max().map_or(0, |last| last + 1);
+        // An image encoder beside the language model is no matter of recipes.
+        let beside = |name: &str| !squish_models::model::is_language(checkpoint, name);
+        let of_language = checkpoint.names().filter(|name| !beside(name));
+        let blocks = of_language.filter_map(block_index).max().map_or(0, |last| last + 1);
         let mut plan = Self { tensors: Vec::new(), shards: 1, blocks, parameters: 0, notes: Vec::new() };
         let mut rotations = HashMap::new();
         let mut filled = 0;
@@ -71,9 +74,8 @@ impl Plan {
             }
             let (_, entry) = checkpoint.entry(name)?;
             let mut action = Action::Copy;
-            if let (&[rows, cols], Some(rule)) = (&entry.shape[..], recipe.rule(name, blocks))
-                && rule.scheme != KEEP
-            {
+            let rule = recipe.rule(name, blocks).filter(|rule| rule.scheme != KEEP && !beside(name));
+            if let (&[rows, cols], Some(rule)) = (&entry.shape[..], rule) {
                 match spec(rows, cols, rule, recipe.seed, &mut rotations) {
                     Ok(spec) => action = Action::Encode(spec),
                     Err(reason) => plan.notes.push(format!("{name}: kept as it is, {reason}")),

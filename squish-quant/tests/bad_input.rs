@@ -296,11 +296,24 @@ fn more_layers_than_there_are_end_at_the_first_missing_one() {
 #[test]
 fn scaled_rotary_embeddings() {
     for key in ["rope_type", "type"] {
-        config("rope_scaling", json!({key: "yarn", "factor": 4.0}))
-            .refuses_source(&["source/config.json", "yarn"]);
+        config("rope_scaling", json!({key: "dynamic", "factor": 4.0})).refuses_source(&[
+            "source/config.json",
+            "`rope_scaling`",
+            "dynamic",
+        ]);
     }
-    config("rope_parameters", json!({"rope_theta": 1e6, "rope_type": "linear"}))
-        .refuses_source(&["source/config.json", "linear"]);
+    config("rope_scaling", json!({"rope_type": "yarn", "factor": 4.0, "mscale": 1.0})).refuses_source(&[
+        "source/config.json",
+        "`rope_scaling`",
+        "yarn",
+        "mscale",
+    ]);
+    config("rope_parameters", json!({"rope_theta": 1e6, "rope_type": "linear"})).refuses_source(&[
+        "source/config.json",
+        "`rope_parameters`",
+        "linear",
+        "factor",
+    ]);
 }
 
 #[test]

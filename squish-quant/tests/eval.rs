@@ -135,16 +135,20 @@ fn the_bundled_model_diverges_as_much_as_it_loses() {
 /// Accuracy on the first questions, as transformers' float32 logits gave it.
 #[test]
 fn arc_easy_equals_the_golden_scores() {
-    let (Some(model), Some(data)) = (testbed("qwen2.5-tiny"), testbed("eval/arc_easy.jsonl")) else { return };
-    let golden = fs::read(testbed("golden/qwen2.5-tiny.json").unwrap()).unwrap();
-    let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
-    let measured = score(&model, Task::by_name("arc_easy").unwrap(), &data, Some(400), &Silent).unwrap();
-    println!("{measured:?}");
-    assert_eq!(measured.questions, 400);
-    assert!((measured.acc - golden["arc_easy_acc"].as_f64().unwrap()).abs() < 1e-9);
-    assert!((measured.acc_norm - golden["arc_easy_acc_norm"].as_f64().unwrap()).abs() < 1e-9);
-    assert_eq!(measured.acc_bytes, measured.acc_norm);
-    assert_eq!(measured.acc_stderr, Some((0.2875f64 * 0.7125 / 399.0).sqrt()));
+    for name in ["qwen2.5-tiny", "qwen3-tiny", "gemma3-tiny"] {
+        let (Some(model), Some(data)) = (testbed(name), testbed("eval/arc_easy.jsonl")) else { return };
+        let golden = fs::read(testbed(&format!("golden/{name}.json")).unwrap()).unwrap();
+        let golden: serde_json::Value = serde_json::from_slice(&golden).unwrap();
+        let golden = |key: &str| golden[key].as_f64().unwrap();
+        let measured = score(&model, Task::by_name("arc_easy").unwrap(), &data, Some(400), &Silent).unwrap();
+        println!("{name}: {measured:?}");
+        assert_eq!(measured.questions, 400);
+        assert!((measured.acc - golden("arc_easy_acc")).abs() < 1e-9, "{name}");
+        assert!((measured.acc_norm - golden("arc_easy_acc_norm")).abs() < 1e-9, "{name}");
+        assert_eq!(measured.acc_bytes, measured.acc_norm);
+        let p = measured.acc;
+        assert_eq!(measured.acc_stderr, Some((p * (1.0 - p) / 399.0).sqrt()));
+    }
 }
 
 /// A copy of a checkpoint in which the bytes of every matrix of the layers stand in reverse.

@@ -96,9 +96,9 @@ mod unix {
     fn a_write_that_fails_leaves_nothing() {
         let sandbox = Sandbox::new(&Source::tiny());
         // Copied last, when all weights are written.
-        fs::write(sandbox.path("source/tokenizer.json"), vec![b' '; 1 << 20]).unwrap();
+        fs::write(sandbox.path("source/merges.txt"), vec![b' '; 1 << 20]).unwrap();
         let before = files(&sandbox.path(""));
-        for (kilobytes, file) in [(8, "model.safetensors"), (512, "tokenizer.json")] {
+        for (kilobytes, file) in [(8, "model.safetensors"), (512, "merges.txt")] {
             assert_refusal(&with_file_limit(&sandbox, kilobytes), &[file, "File too large"]);
             assert!(files(&sandbox.path("")) == before, "{file} left something");
         }

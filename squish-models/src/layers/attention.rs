@@ -1,11 +1,11 @@
-//! Causal grouped-query attention (Ainslie et al. 2023) with a KV cache.
+//! Causal grouped-query attention (Ainslie et al. 2023) with a KV cache, over all positions or a sliding window of them.
 
-use super::{Linear, RotaryTable};
+use super::{Linear, NormStyle, RmsNorm, RotaryTable};
 use crate::{Result, checkpoint::Tensors, kv_cache::LayerCache};
 use candle_core::{Device, Tensor};
 use squish_kernels::{Input, ops};
 
-/// Head counts and sizes.
+/// Head counts and sizes, and what a family adds to the scheme.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionShape {
     /// Width of the residual stream.
@@ -18,6 +18,16 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Whether the query, key and value projections have biases.
     pub qkv_bias: bool,
+    /// Whether the output projection has one.
+    pub output_bias: bool,
+    /// Norms over each head of queries and keys, `q_norm` and `k_norm`, before they are turned.
+    pub head_norms: Option<NormStyle>,
+    /// Factor of the scores, usually `head_dim^(-1/2)`.
+    pub score_scale: f64,
+    /// Scores `s` become `c tanh(s / c)`.
+    pub score_cap: Option<f64>,
+    /// A position sees so many at most, itself counted; absent, all before it.
+    pub window: Option<usize>,
 }
 
 /// The attention of one block.
@@ -27,22 +37,26 @@ pub struct Attention {
     k: Linear,
     v: Linear,
     o: Linear,
+    head_norms: Option<(RmsNorm, RmsNorm)>,
     shape: AttentionShape,
 }
 
 impl Attention {
-    /// `q_proj`, `k_proj`, `v_proj` and `o_proj` below `tensors`.
+    /// `q_proj`, `k_proj`, `v_proj` and `o_proj` below `tensors`, and `q_norm` and `k_norm` where there are head norms.
     ///
     /// # Errors
     /// When a tensor is missing or not what is expected.
     pub fn load(tensors: &Tensors, shape: AttentionShape, device: &Device) -> Result<Self> {
-        let AttentionShape { hidden_size, heads, kv_heads, head_dim, qkv_bias } = shape;
+        let AttentionShape { hidden_size, heads, kv_heads, head_dim, qkv_bias, output_bias, .. } = shape;
         let linear = |name, rows, cols, bias| Linear::load(&tensors.pp(name), rows, cols, bias, device);
+        let norm = |name, style| RmsNorm::load(&tensors.pp(name), head_dim, style, device);
+        let norms = |style| Ok::<_, crate::Error>((norm("q_norm", style)?, norm("k_norm", style)?));
         Ok(Self {
             q: linear("q_proj", heads * head_dim, hidden_size, qkv_bias)?,
             k: linear("k_proj", kv_heads * head_dim, hidden_size, qkv_bias)?,
             v: linear("v_proj", kv_heads * head_dim, hidden_size, qkv_bias)?,
-            o: linear("o_proj", hidden_size, heads * head_dim, false)?,
+            o: linear("o_proj", hidden_size, heads * head_dim, output_bias)?,
+            head_norms: shape.head_norms.map(norms).transpose()?,
             shape,
         })
     }
@@ -57,17 +71,22 @@ impl Attention {
         rotary: &RotaryTable,
         cache: &mut LayerCache,
     ) -> candle_core::Result<Tensor> {
-        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        let AttentionShape { heads, kv_heads, head_dim, window, .. } = self.shape;
         let n = x.dim(0)?;
         let x = Input::new(x);
         // [n, heads * head_dim] -> [heads, n, head_dim]
         let split = |t: Tensor, heads: usize| t.reshape((n, heads, head_dim))?.transpose(0, 1)?.contiguous();
-        let q = rotary.apply(&split(self.q.forward(&x)?, heads)?)?;
-        let k = rotary.apply(&split(self.k.forward(&x)?, kv_heads)?)?;
+        let mut q = split(self.q.forward(&x)?, heads)?;
+        let mut k = split(self.k.forward(&x)?, kv_heads)?;
         let v = split(self.v.forward(&x)?, kv_heads)?;
+        if let Some((q_norm, k_norm)) = &self.head_norms {
+            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
+        }
+        let (q, k) = (rotary.apply(&q)?, rotary.apply(&k)?);
         let (k, v) = cache.append(&k, &v)?;
-        let scale = (head_dim as f32).powf(-0.5);
-        let y = q.apply_op3(&k, &v, ops::Attention { scale, softcap: None, window: None })?;
+        let scale = self.shape.score_scale as f32;
+        let softcap = self.shape.score_cap.map(|cap| cap as f32);
+        let y = q.apply_op3(&k, &v, ops::Attention { scale, softcap, window })?;
         self.o.forward(&Input::new(y))
     }
 }

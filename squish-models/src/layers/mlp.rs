@@ -5,12 +5,22 @@ use crate::{Result, checkpoint::Tensors};
 use candle_core::{Device, Tensor};
 use squish_kernels::{Input, ops::SwiGlu};
 
-/// `down(silu(gate(x)) * up(x))`.
+/// What the gate passes through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// `x / (1 + exp(-x))`.
+    Silu,
+    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`, the approximation of GELU by tanh.
+    GeluTanh,
+}
+
+/// `down(activation(gate(x)) * up(x))`.
 #[derive(Debug, Clone)]
 pub struct GatedMlp {
     gate: Linear,
     up: Linear,
     down: Linear,
+    activation: Activation,
 }
 
 impl GatedMlp {
@@ -22,6 +32,7 @@ impl GatedMlp {
         tensors: &Tensors,
         hidden_size: usize,
         intermediate_size: usize,
+        activation: Activation,
         device: &Device,
     ) -> Result<Self> {
         let linear = |name, rows, cols| Linear::load(&tensors.pp(name), rows, cols, false, device);
@@ -29,6 +40,7 @@ impl GatedMlp {
             gate: linear("gate_proj", intermediate_size, hidden_size)?,
             up: linear("up_proj", intermediate_size, hidden_size)?,
             down: linear("down_proj", hidden_size, intermediate_size)?,
+            activation,
         })
     }
 
@@ -38,7 +50,11 @@ impl GatedMlp {
     /// When a tensor operation fails.
     pub fn forward(&self, x: Tensor) -> candle_core::Result<Tensor> {
         let x = Input::new(x);
-        let gated = self.gate.forward(&x)?.apply_op2_no_bwd(&self.up.forward(&x)?, &SwiGlu)?;
+        let (gate, up) = (self.gate.forward(&x)?, self.up.forward(&x)?);
+        let gated = match self.activation {
+            Activation::Silu => gate.apply_op2_no_bwd(&up, &SwiGlu)?,
+            Activation::GeluTanh => (gate.gelu()? * up)?,
+        };
         self.down.forward(&Input::new(gated))
     }
 }

@@ -10,6 +10,6 @@ mod rotary;
 
 pub use attention::{Attention, AttentionShape};
 pub use linear::{Embedding, Linear, Observer};
-pub use mlp::GatedMlp;
-pub use norm::RmsNorm;
-pub use rotary::{Rotary, RotaryTable};
+pub use mlp::{Activation, GatedMlp};
+pub use norm::{NormStyle, RmsNorm};
+pub use rotary::{Rope, RopeScaling, Rotary, RotaryTable};

@@ -14,7 +14,8 @@
 //! ```
 //!
 //! (GPTAQ, Li et al. 2025). A layer's last matrix adds to the residual stream, whose own drift `r - r'` it can make up for
-//! in the same way: `W' += (sum (r - r') x'^T) H^-1`.
+//! in the same way: `W' += (sum (r - r') x'^T) H^-1`. Not so where its output is normalised before it is added, as by
+//! Gemma 3: what moves the stream by so much is then another sum for each token, and the drift is left alone.
 
 mod inputs;
 mod self_text;
@@ -210,6 +211,7 @@ impl<'a> Walk<'a> {
     /// run to its end.
     fn observe(&mut self, layer: Layer, stage: &[String], last: bool, job: &Job) -> Result<Sums> {
         let mut sums: Option<Sums> = None;
+        let adds = last && self.original.layers().adds_plainly();
         let windows: Vec<usize> = (0..self.packed_stream.len()).collect();
         for group in windows.chunks(WINDOWS_AT_ONCE) {
             job.at(&stage[0])?;
@@ -219,7 +221,7 @@ impl<'a> Walk<'a> {
             for (&w, seen) in group.iter().zip(seen) {
                 let cols = seen.packed.dim(1)?;
                 let x = values(&seen.packed)?;
-                let sums = sums.get_or_insert_with(|| Sums::new(cols, self.hidden_size(), last, self.tuning));
+                let sums = sums.get_or_insert_with(|| Sums::new(cols, self.hidden_size(), adds, self.tuning));
                 sums.hessian.add(&x);
                 if let Some(drift) = &mut sums.drift {
                     accumulate(drift, &difference(&values(&seen.original)?, &x), &x);
@@ -315,11 +317,12 @@ struct Seen {
 }
 
 impl Sums {
-    fn new(cols: usize, hidden_size: usize, last: bool, tuning: Tuning) -> Self {
+    /// None yet; `adds` where the stage's matrix adds to the residual stream.
+    fn new(cols: usize, hidden_size: usize, adds: bool, tuning: Tuning) -> Self {
         Self {
             hessian: Hessian::new(cols),
             drift: (tuning.inputs > 0.0).then(|| Mat::zeros(cols, cols)),
-            residual: (last && tuning.residual > 0.0).then(|| Mat::zeros(hidden_size, cols)),
+            residual: (adds && tuning.residual > 0.0).then(|| Mat::zeros(hidden_size, cols)),
         }
     }
 

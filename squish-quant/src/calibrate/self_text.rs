@@ -12,21 +12,22 @@ use squish_models::{Model, kv_cache::LayerCache};
 /// Sequences that are written side by side, so that one reading of the MLPs' weights serves them all.
 const SIDE_BY_SIDE: usize = 64;
 
-/// `amount.windows` sequences of `amount.window` tokens, deterministic in the seed. The first token of each is drawn
-/// uniformly from the vocabulary; a sequence that reaches an end of text goes on with the next, as in training data.
+/// `amount.windows` sequences of `amount.window` tokens, deterministic in the seed. Each begins with `prefix` and a token
+/// drawn uniformly from the vocabulary; a sequence that reaches an end of text goes on with the next, as in training data.
 ///
 /// # Errors
 /// When the logits are no numbers, or the caller interrupts.
 pub fn self_written(
     model: &Model,
+    prefix: &[u32],
     amount: Amount,
     seed: u64,
     progress: &dyn Progress,
 ) -> Result<Vec<Vec<u32>>> {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let vocabulary = model.config().vocab_size as u32;
-    let mut windows: Vec<Vec<u32>> =
-        (0..amount.windows).map(|_| vec![rng.random_range(0..vocabulary)]).collect();
+    let mut begin = || [prefix, &[rng.random_range(0..vocabulary)]].concat();
+    let mut windows: Vec<Vec<u32>> = (0..amount.windows).map(|_| begin()).collect();
     let total = amount.windows * amount.window;
     for (group, sequences) in windows.chunks_mut(SIDE_BY_SIDE).enumerate() {
         let mut writers = Writers::new(model, sequences.len());
@@ -37,7 +38,11 @@ pub fn self_written(
                 return Err(Error::Interrupted);
             }
             let last: Vec<u32> = sequences.iter().map(|ids| ids[position - 1]).collect();
-            let logits = writers.next(&last, position - 1)?.to_vec2::<f32>()?;
+            let logits = writers.next(&last, position - 1)?;
+            if position <= prefix.len() {
+                continue;
+            }
+            let logits = logits.to_vec2::<f32>()?;
             // Drawn in order, looked up in parallel: the same for any number of threads.
             let draws: Vec<f64> = sequences.iter().map(|_| rng.random()).collect();
             let drawn: Vec<Option<u32>> =
@@ -52,6 +57,7 @@ pub fn self_written(
             }
         }
     }
+    windows.iter_mut().for_each(|ids| ids.truncate(amount.window));
     Ok(windows)
 }
 
@@ -101,11 +107,11 @@ mod tests {
     fn the_seed_decides_the_text() {
         let model = bundled();
         let amount = Amount { window: 6, windows: 3 };
-        let write = |seed| self_written(&model, amount, seed, &Silent).unwrap();
+        let write = |seed| self_written(&model, &[7, 8], amount, seed, &Silent).unwrap();
         let text = write(1);
         assert_eq!(text, write(1));
         assert_ne!(text, write(2));
-        assert!(text.len() == 3 && text.iter().all(|ids| ids.len() == 6));
+        assert!(text.len() == 3 && text.iter().all(|ids| ids.len() == 6 && ids.starts_with(&[7, 8])));
     }
 
     #[test]

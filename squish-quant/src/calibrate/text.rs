@@ -3,7 +3,7 @@
 use crate::{
     Progress, Result,
     certificate::{hash_bytes, hash_file},
-    eval::Windows,
+    eval::{Encoder, Windows},
 };
 use squish_models::{
     Checkpoint, Model,
@@ -68,14 +68,20 @@ impl Text {
         seed: u64,
         progress: &dyn Progress,
     ) -> Result<Tokens> {
+        let prefix = Encoder::prefix_of(checkpoint.dir())?;
         let amount = Amount { window: amount.window.min(model.config().context_length), ..amount };
         match self {
             Self::File(path) => {
-                let windows = from_file(checkpoint.dir(), model, path, amount)?;
+                let mut windows = from_file(checkpoint.dir(), model, path, amount)?;
+                // A model that was trained with a BOS before everything computes differently without.
+                for window in &mut windows {
+                    let n = prefix.len().min(window.len());
+                    window[..n].copy_from_slice(&prefix[..n]);
+                }
                 Ok(Tokens { windows, source: hash_file(path)? })
             }
             Self::SelfWritten => {
-                let windows = super::self_text::self_written(model, amount, seed, progress)?;
+                let windows = super::self_text::self_written(model, &prefix, amount, seed, progress)?;
                 let bytes: Vec<u8> = windows.iter().flatten().flat_map(|id| id.to_le_bytes()).collect();
                 Ok(Tokens { windows, source: hash_bytes("self", &bytes) })
             }

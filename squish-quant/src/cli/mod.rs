@@ -84,6 +84,13 @@ struct Compress {
     /// Positions that --fit leaves room for; absent, 8192, or the model's own if it has fewer.
     #[arg(long, requires = "fit")]
     context: Option<usize>,
+    /// Take the recipe even where the model's family is known not to bear it.
+    #[arg(long)]
+    force_recipe: bool,
+    /// A squished checkpoint of this source by this recipe, whose certificate states a divergence (`eval --task kl
+    /// --certify`) that the family's guard accepts: then the recipe needs no force.
+    #[arg(long, conflicts_with = "force_recipe")]
+    certified: Option<PathBuf>,
     /// Split weights files above this many bytes.
     #[arg(long, default_value_t = 5_000_000_000)]
     max_shard_bytes: usize,
@@ -224,6 +231,8 @@ impl Compress {
             max_shard_bytes: self.max_shard_bytes,
             amount,
             command: Some(command_line(&["--out"])),
+            force_recipe: self.force_recipe,
+            certified: self.certified,
             ..Options::new(recipe)
         };
         match self.calibrate.as_deref() {

@@ -63,6 +63,14 @@ impl Encoder {
         &self.prefix
     }
 
+    /// What a prompt of the checkpoint in `dir` begins with; nothing where it has no tokenizer.
+    ///
+    /// # Errors
+    /// As [`Encoder::from_dir`].
+    pub fn prefix_of(dir: &Path) -> Result<Vec<u32>> {
+        if dir.join("tokenizer.json").exists() { Ok(Self::from_dir(dir)?.prefix) } else { Ok(Vec::new()) }
+    }
+
     /// The text of tokens, without special tokens. Bytes that are no UTF-8 become U+FFFD.
     ///
     /// # Errors

@@ -1,0 +1,255 @@
+//! The decoder that the families share: what makes each of them is data.
+
+use crate::{
+    Checkpoint, Result,
+    causal_lm::{CausalLm, Step},
+    checkpoint::Tensors,
+    config::{self, ModelConfig, Sizes},
+    kv_cache::LayerCache,
+    layers::{
+        Activation, Attention, AttentionShape, Embedding, GatedMlp, Linear, NormStyle, RmsNorm, Rope, Rotary,
+    },
+};
+use candle_core::{Device, Tensor};
+use squish_kernels::Input;
+
+/// What a decoder is made of.
+#[derive(Debug, Clone)]
+pub struct DecoderConfig {
+    /// Sizes.
+    pub sizes: Sizes,
+    /// Where the tensors are: `embed_tokens`, `layers` and `norm` lie below this name.
+    pub prefix: String,
+    /// Name of the output head; `None` where it is tied to the embedding.
+    pub head: Option<String>,
+    /// Factor of the embeddings. transformers rounds it to the type that it computes in; here that is f32.
+    pub embedding_scale: f64,
+    /// Attention.
+    pub attention: AttentionShape,
+    /// Rotary embedding of layers that see all positions.
+    pub rope: Rope,
+    /// Layers that see a window, where there are such.
+    pub sliding: Option<Sliding>,
+    /// Norms.
+    pub norm: NormStyle,
+    /// Names of a block's norms.
+    pub norms: BlockNorms,
+    /// Activation of the MLP.
+    pub activation: Activation,
+    /// Logits `l` become `c tanh(l / c)`.
+    pub logit_cap: Option<f64>,
+}
+
+/// Layers whose positions see the latest ones only.
+#[derive(Debug, Clone)]
+pub struct Sliding {
+    /// So many, itself counted.
+    pub window: usize,
+    /// Their rotary embedding.
+    pub rope: Rope,
+    /// Which blocks they are.
+    pub blocks: SlidingBlocks,
+}
+
+/// Which blocks see a window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum SlidingBlocks {
+    /// All but each `n`-th: with 6, all but blocks 5, 11, 17, ...
+    AllButEach(usize),
+    /// Those with true.
+    Listed(Vec<bool>),
+}
+
+impl SlidingBlocks {
+    fn contains(&self, block: usize) -> bool {
+        match self {
+            Self::AllButEach(n) => !(block + 1).is_multiple_of(*n),
+            Self::Listed(blocks) => blocks.get(block) == Some(&true),
+        }
+    }
+}
+
+/// Names of a block's norms: before a layer and, in sandwich form, after it as well.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockNorms {
+    /// Of the residual stream, for attention.
+    pub before_attention: &'static str,
+    /// Of attention's output.
+    pub after_attention: Option<&'static str>,
+    /// Of the residual stream, for the MLP.
+    pub before_mlp: &'static str,
+    /// Of the MLP's output.
+    pub after_mlp: Option<&'static str>,
+}
+
+impl DecoderConfig {
+    /// Pre-norm blocks without biases, a SwiGLU MLP, and one kind of attention.
+    pub fn new(sizes: Sizes, rope: Rope) -> Self {
+        let attention = AttentionShape {
+            hidden_size: sizes.hidden_size,
+            heads: sizes.num_attention_heads,
+            kv_heads: sizes.num_key_value_heads,
+            head_dim: sizes.head_dim(),
+            qkv_bias: false,
+            output_bias: false,
+            head_norms: None,
+            score_scale: (sizes.head_dim() as f64).powf(-0.5),
+            score_cap: None,
+            window: None,
+        };
+        Self {
+            prefix: "model".into(),
+            head: Some("lm_head".into()),
+            embedding_scale: 1.0,
+            attention,
+            rope,
+            sliding: None,
+            norm: sizes.norm(),
+            norms: BlockNorms {
+                before_attention: "input_layernorm",
+                after_attention: None,
+                before_mlp: "post_attention_layernorm",
+                after_mlp: None,
+            },
+            activation: Activation::Silu,
+            logit_cap: None,
+            sizes,
+        }
+    }
+}
+
+/// A loaded model.
+#[derive(Debug)]
+struct Decoder {
+    config: ModelConfig,
+    embedding: Embedding,
+    embedding_scale: f64,
+    blocks: Vec<Block>,
+    norm: RmsNorm,
+    head: Linear,
+    logit_cap: Option<f64>,
+    rotary: Rotary,
+    sliding_rotary: Option<Rotary>,
+    device: Device,
+}
+
+#[derive(Debug)]
+struct Block {
+    sliding: bool,
+    before_attention: RmsNorm,
+    attention: Attention,
+    after_attention: Option<RmsNorm>,
+    before_mlp: RmsNorm,
+    mlp: GatedMlp,
+    after_mlp: Option<RmsNorm>,
+}
+
+/// Loads a decoder from the tensors of a checkpoint.
+///
+/// # Errors
+/// When a tensor is missing or not what the configuration says.
+pub fn load(checkpoint: &Checkpoint, c: DecoderConfig, device: &Device) -> Result<Box<dyn CausalLm>> {
+    let s = &c.sizes;
+    let tensors = checkpoint.tensors(&c.prefix);
+    let norm = |name: &str, at: &Tensors| RmsNorm::load(&at.pp(name), s.hidden_size, c.norm, device);
+    let embedding = Embedding::load(&tensors.pp("embed_tokens"), s.vocab_size, s.hidden_size)?;
+    let head = match &c.head {
+        None => embedding.as_head(),
+        Some(name) => Linear::load(&checkpoint.tensors(name), s.vocab_size, s.hidden_size, false, device)?,
+    };
+    let block = |i| {
+        let at = tensors.pp("layers").pp(i);
+        let sliding = c.sliding.as_ref().filter(|sliding| sliding.blocks.contains(i));
+        let shape = AttentionShape { window: sliding.map(|sliding| sliding.window), ..c.attention };
+        Ok(Block {
+            sliding: sliding.is_some(),
+            before_attention: norm(c.norms.before_attention, &at)?,
+            attention: Attention::load(&at.pp("self_attn"), shape, device)?,
+            after_attention: c.norms.after_attention.map(|name| norm(name, &at)).transpose()?,
+            before_mlp: norm(c.norms.before_mlp, &at)?,
+            mlp: GatedMlp::load(&at.pp("mlp"), s.hidden_size, s.intermediate_size, c.activation, device)?,
+            after_mlp: c.norms.after_mlp.map(|name| norm(name, &at)).transpose()?,
+        })
+    };
+    let rotary = |rope: &Rope| Rotary::new(c.attention.head_dim, rope, s.max_position_embeddings);
+    Ok(Box::new(Decoder {
+        config: ModelConfig {
+            architecture: config::architecture(checkpoint)?.into(),
+            vocab_size: s.vocab_size,
+            context_length: c.rope.context_length(s.max_position_embeddings),
+            hidden_size: s.hidden_size,
+            num_hidden_layers: s.num_hidden_layers,
+            num_key_value_heads: s.num_key_value_heads,
+            head_dim: s.head_dim(),
+        },
+        embedding,
+        embedding_scale: c.embedding_scale,
+        blocks: (0..s.num_hidden_layers).map(block).collect::<Result<_>>()?,
+        norm: norm("norm", &tensors)?,
+        head,
+        logit_cap: c.logit_cap,
+        rotary: rotary(&c.rope),
+        sliding_rotary: c.sliding.as_ref().map(|sliding| rotary(&sliding.rope)),
+        device: device.clone(),
+    }))
+}
+
+/// `x + y`, with `y` normalised first where there is a norm for it.
+fn add(x: &Tensor, y: Tensor, norm: Option<&RmsNorm>) -> candle_core::Result<Tensor> {
+    match norm {
+        Some(norm) => x + norm.forward(&y)?,
+        None => x + y,
+    }
+}
+
+impl CausalLm for Decoder {
+    fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
+        let x = self.embedding.forward(&Tensor::new(ids, &self.device)?)?;
+        if self.embedding_scale == 1.0 { Ok(x) } else { x * self.embedding_scale }
+    }
+
+    fn step(&self, past: usize, n: usize) -> candle_core::Result<Step> {
+        let table = |rotary: &Rotary| rotary.table(past, n, &self.device);
+        let sliding_rotary = self.sliding_rotary.as_ref().map(table).transpose()?;
+        Ok(Step { rotary: table(&self.rotary)?, sliding_rotary })
+    }
+
+    fn attention(
+        &self,
+        block: usize,
+        x: &Tensor,
+        step: &Step,
+        cache: &mut LayerCache,
+    ) -> candle_core::Result<Tensor> {
+        let block = &self.blocks[block];
+        let rotary = step.sliding_rotary.as_ref().filter(|_| block.sliding).unwrap_or(&step.rotary);
+        let y = block.attention.forward(block.before_attention.forward(x)?, rotary, cache)?;
+        add(x, y, block.after_attention.as_ref())
+    }
+
+    fn mlp(&self, block: usize, x: &Tensor) -> candle_core::Result<Tensor> {
+        let block = &self.blocks[block];
+        let y = block.mlp.forward(block.before_mlp.forward(x)?)?;
+        add(x, y, block.after_mlp.as_ref())
+    }
+
+    fn adds_plainly(&self) -> bool {
+        self.blocks.iter().all(|block| block.after_attention.is_none() && block.after_mlp.is_none())
+    }
+
+    fn norm(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.norm.forward(x)
+    }
+
+    fn head(&self, hidden: Tensor) -> candle_core::Result<Tensor> {
+        let logits = self.head.forward(&Input::new(hidden))?;
+        match self.logit_cap {
+            Some(cap) => (logits / cap)?.tanh()? * cap,
+            None => Ok(logits),
+        }
+    }
+}
