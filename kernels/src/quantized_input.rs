@@ -34,7 +34,8 @@ impl QuantizedInput {
             let most = x.iter().fold(0.0f32, |most, v| most.max(v.abs()));
             let finite = x.iter().all(|v| v.is_finite());
             found.scales.push(if finite { most / 127.0 } else { f32::NAN });
-            let inverse = if finite && most > 0.0 { 127.0 / most } else { 0.0 };
+            // Of numbers so small that this would be infinite, nothing is left.
+            let inverse = Some(127.0 / most).filter(|inverse| finite && inverse.is_finite()).unwrap_or(0.0);
             for (value, x) in values.iter_mut().zip(x) {
                 *value = nearest(x * inverse);
             }
@@ -96,6 +97,8 @@ mod tests {
     fn zeros_and_what_is_no_number() {
         let q = QuantizedInput::new(&[0.0; 70]);
         assert!(q.values().iter().all(|&v| v == 0) && q.scales() == [0.0, 0.0]);
+        let tiny = QuantizedInput::new(&[1e-40; 64]);
+        assert!(tiny.values().iter().all(|&v| v == 0) && tiny.scales()[0].is_finite());
         for bad in [f32::NAN, f32::INFINITY] {
             let mut x = [1.0; 128];
             x[65] = bad;

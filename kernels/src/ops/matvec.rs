@@ -1,7 +1,12 @@
 //! `y = W x` for one input in eight bits: integer dot products, straight from the codes.
 
 use super::{rows_of, with_last_dim};
-use crate::{Packed, QuantizedInput, scheme::PANEL_ROWS};
+use crate::{
+    Packed, QuantizedInput,
+    arch::{self, Kernels},
+    quantized_input::GROUP,
+    scheme::PANEL_ROWS,
+};
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -23,20 +28,29 @@ impl CustomOp1 for MatVec {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (weight, input) = (&self.weight, &*self.input);
         let (_, batch) = rows_of(self.name(), storage, layout, weight.cols())?;
-        let groups = weight.cols().div_ceil(crate::quantized_input::GROUP);
+        let groups = weight.cols().div_ceil(GROUP);
         if batch != 1 || input.scales().len() != groups || !weight.scheme().has_integer_dot() {
             let (name, scheme) = (self.name(), weight.scheme().name());
             let message =
                 format!("{name}: {batch} inputs of {groups} groups do not suit a matrix in {scheme}");
             return Err(Error::Msg(message).bt());
         }
-        crate::arch::kernels().map_err(Error::wrap)?;
+        let kernels = arch::kernels().map_err(Error::wrap)?;
         let mut y = vec![0.0; weight.rows()];
-        y.par_chunks_mut(PANEL_ROWS).enumerate().for_each(|(i, y)| {
-            weight.scheme().integer_dot(weight, i * PANEL_ROWS, input, y);
-        });
+        matvec(&kernels, weight, input, &mut y);
         Ok((CpuStorage::F32(y), with_last_dim(layout, weight.rows())))
     }
+}
+
+/// `y [rows] = W x` by these kernels, in parallel over strips of rows.
+///
+/// # Panics
+/// When the scheme has no integer dot product, or `x` or `y` has another length.
+pub fn matvec(kernels: &Kernels, w: &Packed, x: &QuantizedInput, y: &mut [f32]) {
+    assert!(y.len() == w.rows() && x.scales().len() == w.cols().div_ceil(GROUP));
+    y.par_chunks_mut(PANEL_ROWS).enumerate().for_each(|(i, y)| {
+        w.scheme().integer_dot(kernels, w, i * PANEL_ROWS, x, y);
+    });
 }
 
 #[cfg(test)]
@@ -73,12 +87,17 @@ mod tests {
             let input = Arc::new(QuantizedInput::new(&x));
             let rounded: Vec<f64> = input.values().iter().enumerate()
                 .map(|(c, &v)| f64::from(input.scales()[c / 64]) * f64::from(v)).collect();
-            let x = Tensor::from_vec(x, (1, cols), &Device::Cpu).unwrap();
-            let y = x.apply_op1_no_bwd(&MatVec { weight: weight.clone(), input }).unwrap();
-            for (r, found) in y.to_vec2::<f32>().unwrap()[0].iter().enumerate() {
+            let expected: Vec<(f64, f64)> = (0..rows).map(|r| {
                 let products = (0..cols).map(|c| f64::from(weight.weight(r, c)) * rounded[c]);
-                let (sum, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
-                prop_assert!((f64::from(*found) - sum).abs() <= 3e-6 * size + 1e-6, "{}: {found} {sum}", scheme.name());
+                products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()))
+            }).collect();
+            for kernels in arch::available() {
+                let mut y = vec![f32::NAN; rows];
+                matvec(&kernels, &weight, &input, &mut y);
+                for (found, (sum, size)) in y.iter().zip(&expected) {
+                    let error = (f64::from(*found) - sum).abs();
+                    prop_assert!(error <= 3e-6 * size + 1e-6, "{} {}: {found} {sum}", kernels.isa, scheme.name());
+                }
             }
         }
     }

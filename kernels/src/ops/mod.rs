@@ -16,7 +16,7 @@ mod transposed;
 pub use attention::Attention;
 pub use gather::Gather;
 pub use matmul::MatMul;
-pub use matvec::MatVec;
+pub use matvec::{MatVec, matvec};
 pub use rotate::Rotate;
 pub use sparse::SparseMatMul;
 pub use swiglu::SwiGlu;

@@ -14,7 +14,10 @@
 use super::{
     CodeUnit, PANEL_COLS, Part, PartType, Scheme, UNIT, Unit2, Unit3, Unit4, refuse_units, units_dot::Units,
 };
-use crate::{Packed, QuantizedInput, arch};
+use crate::{
+    Packed, QuantizedInput,
+    arch::{self, Kernels},
+};
 use std::{marker::PhantomData, ops::Range};
 
 /// What an integer level is divided by.
@@ -103,8 +106,8 @@ impl<U: CodeUnit> Scheme for Gaussian<U> {
         true
     }
 
-    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
-        Units { bits: U::BITS, table: self.table(), level_unit: LEVEL_UNIT }.dot(m, first, x, out);
+    fn integer_dot(&self, kernels: &Kernels, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
+        Units { bits: U::BITS, table: self.table(), level_unit: LEVEL_UNIT }.dot(kernels, m, first, x, out);
     }
 
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {

@@ -13,7 +13,7 @@ use super::{
     CodeUnit, PANEL_COLS, Part, PartType, Scheme, UNIT, Unit4,
     units_dot::{Units, minima_dot},
 };
-use crate::{Packed, QuantizedInput};
+use crate::{Packed, QuantizedInput, arch::Kernels};
 use std::ops::Range;
 
 /// Weights that share a scale and a minimum.
@@ -73,9 +73,9 @@ impl Scheme for Int4 {
         true
     }
 
-    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
+    fn integer_dot(&self, kernels: &Kernels, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
         let table = std::array::from_fn(|code| code as i8);
-        Units { bits: 4, table, level_unit: CODE_UNIT }.dot(m, first, x, out);
+        Units { bits: 4, table, level_unit: CODE_UNIT }.dot(kernels, m, first, x, out);
         for (r, out) in out.iter_mut().enumerate() {
             *out += minima_dot(m, 2, first + r, x);
         }

@@ -7,7 +7,7 @@
 //! Parts: `codes` I8 `[rows, cols]`, `scales` F16 `[rows, cols / group]`. In groups of 128: 8.125 bits.
 
 use super::{PANEL_COLS, Part, PartType, Scheme, refuse_units, units_dot::Units};
-use crate::{Packed, QuantizedInput};
+use crate::{Packed, QuantizedInput, arch::Kernels};
 use std::ops::Range;
 
 /// What a code is divided by.
@@ -56,8 +56,8 @@ impl Scheme for Int8 {
         true
     }
 
-    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
-        Units { bits: 8, table: [0; 16], level_unit: CODE_UNIT }.dot(m, first, x, out);
+    fn integer_dot(&self, kernels: &Kernels, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
+        Units { bits: 8, table: [0; 16], level_unit: CODE_UNIT }.dot(kernels, m, first, x, out);
     }
 
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {

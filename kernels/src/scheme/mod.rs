@@ -16,7 +16,7 @@ pub mod trellis;
 mod units;
 mod units_dot;
 
-use crate::{Error, Packed, QuantizedInput, Result};
+use crate::{Error, Packed, QuantizedInput, Result, arch::Kernels};
 use std::ops::Range;
 
 pub use float::{BF16, Element, F16, F32, Float};
@@ -140,12 +140,12 @@ pub trait Scheme: Sync + std::fmt::Debug {
         false
     }
 
-    /// `out[r] = W[first + r] . x` by integer dot products of levels and values, for at most [`PANEL_ROWS`] rows from a multiple of that on.
+    /// `out[r] = W[first + r] . x` by the kernels' integer dot products of levels and values, for at most [`PANEL_ROWS`] rows from a multiple of that on.
     ///
     /// # Panics
     /// When the scheme has none, or `x` is not as long as a row.
-    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
-        let _ = (m, first, x, out);
+    fn integer_dot(&self, kernels: &Kernels, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
+        let _ = (kernels, m, first, x, out);
         unreachable!("{} has no integer dot product", self.name())
     }
 

@@ -3,7 +3,7 @@
 use super::{PANEL_ROWS, UNIT};
 use crate::{
     Packed, QuantizedInput,
-    arch::{self, UnitRun},
+    arch::{Kernels, UnitRun},
 };
 use half::{f16, slice::HalfFloatSliceExt};
 
@@ -23,9 +23,8 @@ pub struct Units {
 
 impl Units {
     /// `out[r] = W[first + r] . x`, for codes in part 0 and scales of each group, a multiple or a half of a unit, in part 1.
-    pub fn dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
+    pub fn dot(&self, kernels: &Kernels, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
         assert!(out.len() <= PANEL_ROWS && x.values().len() == m.cols());
-        let units_dot = arch::kernels().map_or(arch::scalar::KERNELS.units_dot, |kernels| kernels.units_dot);
         let units = m.cols() / UNIT;
         let (mut stored, mut scales) = ([0.0; 2 * RUN], [[0.0; 2]; RUN]);
         for (r, out) in out.iter_mut().enumerate() {
@@ -41,7 +40,7 @@ impl Units {
                         .map(|half| input * stored[(u * UNIT + half) / m.group() - groups.start]);
                 }
                 let bytes = UNIT / 8 * self.bits;
-                *out += units_dot(UnitRun {
+                *out += (kernels.units_dot)(UnitRun {
                     bits: self.bits,
                     codes: &m.row(0, row)[run.start * bytes..run.end * bytes],
                     table: &self.table,

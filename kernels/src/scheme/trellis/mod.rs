@@ -22,7 +22,7 @@ mod tile;
 use super::{PANEL_COLS, Part, PartType, Scheme};
 use crate::{
     Packed, QuantizedInput,
-    arch::{self, TileRun, Tiles},
+    arch::{self, Kernels, TileRun, Tiles},
 };
 use std::ops::Range;
 use tables::{TABLE_2, TABLE_3, TABLE_4, TABLE_5, Table};
@@ -120,10 +120,9 @@ impl Scheme for Trellis {
         true
     }
 
-    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
-        let dot = arch::kernels().map_or(arch::scalar::KERNELS.tiles_dot, |kernels| kernels.tiles_dot);
+    fn integer_dot(&self, kernels: &Kernels, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
         let codes = m.row(0, first / TILE);
-        let rows = dot(TileRun { bits: self.bits, table: self.table(), codes, x });
+        let rows = (kernels.tiles_dot)(TileRun { bits: self.bits, table: self.table(), codes, x });
         for (r, (out, row)) in out.iter_mut().zip(rows).enumerate() {
             *out = row * (m.f16(1, first + r, 0) / LEVEL_UNIT);
         }
