@@ -107,7 +107,8 @@ impl<U: CodeUnit> Scheme for Gaussian<U> {
     }
 
     fn integer_dot(&self, kernels: &Kernels, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
-        Units { bits: U::BITS, table: self.table(), level_unit: LEVEL_UNIT }.dot(kernels, m, first, x, out);
+        Units { bits: U::BITS, table: self.table(), level_unit: LEVEL_UNIT, minima: None }
+            .dot(kernels, m, first, x, out);
     }
 
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {

@@ -9,10 +9,7 @@
 //! Parts: `codes` U8 `[rows, cols / 2]` in units of 64 codes (two groups: the first in the low
 //! nibbles, the second in the high ones), `scales` and `mins` F16 `[rows, cols / 32]`: 5.0 bits a weight.
 
-use super::{
-    CodeUnit, PANEL_COLS, Part, PartType, Scheme, UNIT, Unit4,
-    units_dot::{Units, minima_dot},
-};
+use super::{CodeUnit, PANEL_COLS, Part, PartType, Scheme, UNIT, Unit4, units_dot::Units};
 use crate::{Packed, QuantizedInput, arch::Kernels};
 use std::ops::Range;
 
@@ -75,10 +72,7 @@ impl Scheme for Int4 {
 
     fn integer_dot(&self, kernels: &Kernels, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
         let table = std::array::from_fn(|code| code as i8);
-        Units { bits: 4, table, level_unit: CODE_UNIT }.dot(kernels, m, first, x, out);
-        for (r, out) in out.iter_mut().enumerate() {
-            *out += minima_dot(m, 2, first + r, x);
-        }
+        Units { bits: 4, table, level_unit: CODE_UNIT, minima: Some(2) }.dot(kernels, m, first, x, out);
     }
 
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {

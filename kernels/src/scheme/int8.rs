@@ -57,7 +57,7 @@ impl Scheme for Int8 {
     }
 
     fn integer_dot(&self, kernels: &Kernels, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
-        Units { bits: 8, table: [0; 16], level_unit: CODE_UNIT }.dot(kernels, m, first, x, out);
+        Units { bits: 8, table: [0; 16], level_unit: CODE_UNIT, minima: None }.dot(kernels, m, first, x, out);
     }
 
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {
