@@ -21,6 +21,7 @@
 //! | [`guard`] | what families of models are known not to bear |
 //! | [`plan`] | what becomes of each tensor, and where in the output it goes |
 //! | [`output`] | safetensors files written in place, and directories that appear complete or not at all |
+//! | [`synth`] | checkpoints of a true shape with random weights, for measurements of speed and memory |
 //! | [`certificate`] | what was measured, written into the checkpoint |
 //! | [`mod@inspect`] | true bits of a checkpoint |
 //! | [`eval`] | what the checkpoint predicts: nats per token, divergence from the original, answers |
@@ -47,6 +48,7 @@ mod resume;
 mod source;
 pub mod sparse;
 mod stream;
+pub mod synth;
 pub mod viterbi;
 
 pub use compress::{Options, Report, compress};
@@ -56,3 +58,4 @@ pub use fit::{Memory, Target};
 pub use inspect::{Inspection, inspect};
 pub use progress::{Progress, Silent};
 pub use recipe::Recipe;
+pub use synth::Synthetic;
