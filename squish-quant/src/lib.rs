@@ -22,6 +22,7 @@
 //! | [`plan`] | what becomes of each tensor, and where in the output it goes |
 //! | [`output`] | safetensors files written in place, and directories that appear complete or not at all |
 //! | [`synth`] | checkpoints of a true shape with random weights, for measurements of speed and memory |
+//! | `cholesky` | the factor of a large matrix, by all threads |
 //! | [`certificate`] | what was measured, written into the checkpoint |
 //! | [`mod@inspect`] | true bits of a checkpoint |
 //! | [`eval`] | what the checkpoint predicts: nats per token, divergence from the original, answers |
@@ -29,6 +30,7 @@
 mod allocate;
 pub mod calibrate;
 pub mod certificate;
+mod cholesky;
 mod compress;
 pub mod encode;
 mod error;
