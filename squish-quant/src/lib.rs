@@ -58,6 +58,6 @@ pub use error::{Error, Result};
 pub use eval::{Divergence, Perplexity, Reference, Windows, divergence, kl, perplexity};
 pub use fit::{Memory, Target};
 pub use inspect::{Inspection, inspect};
-pub use progress::{Progress, Silent};
+pub use progress::{Progress, Silent, peak_memory};
 pub use recipe::Recipe;
 pub use synth::Synthetic;

@@ -60,7 +60,7 @@ pub struct Case {
 impl Case {
     /// Every scheme with integer dot products, by every instruction set that this machine has.
     pub fn all(memory: &Bytes, shape: [usize; 2]) -> Vec<Self> {
-        let schemes = scheme::ALL.iter().filter(|scheme| scheme.has_integer_dot());
+        let schemes = scheme::ALL.iter().filter(|scheme| scheme.integers().is_some());
         let case = |scheme: &&'static dyn scheme::Scheme, kernels| Self::new(*scheme, kernels, memory, shape);
         schemes.flat_map(|scheme| arch::available().into_iter().map(move |k| case(scheme, k))).collect()
     }

@@ -10,6 +10,7 @@
 
 pub mod generic;
 pub mod integer;
+pub mod level_panel;
 pub mod scalar;
 pub mod tiles;
 pub mod units;
@@ -25,6 +26,7 @@ use std::sync::OnceLock;
 
 pub use generic::Panel;
 pub use integer::{TileRun, TilesDot};
+pub use level_panel::{LevelPanel, PanelKernels};
 pub use tiles::Tiles;
 pub use units::{UnitRows, UnitsDot};
 
@@ -52,6 +54,8 @@ pub struct Kernels {
     pub units_dot: UnitsDot,
     /// Integer dot products of a strip of tiles.
     pub tiles_dot: TilesDot,
+    /// Integer products with a batch of inputs, where they are faster than those of floats.
+    pub panels: Option<PanelKernels>,
 }
 
 /// The instances that the running processor can execute, best first.

@@ -20,6 +20,7 @@ pub fn kernels() -> Option<Kernels> {
         tiles: decode_tiles,
         units_dot: units::units_dot,
         tiles_dot: integer::tiles_dot,
+        panels: None,
     })
 }
 

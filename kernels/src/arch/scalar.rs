@@ -15,6 +15,7 @@ pub const KERNELS: Kernels = Kernels {
     tiles: tiles::decode,
     units_dot: units::units_dot,
     tiles_dot: integer::tiles_dot,
+    panels: None,
 };
 
 impl Vector for [f32; 8] {

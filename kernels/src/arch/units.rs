@@ -101,12 +101,6 @@ impl<'a> UnitRows<'a> {
 
 /// The portable instance.
 pub fn units_dot(rows: UnitRows, out: &mut [f32]) {
-    #[inline(always)]
-    fn levels<U: CodeUnit>(unit: &[u8], table: &[i8; 16]) -> [i8; UNIT] {
-        let mut codes = [0; UNIT];
-        U::unpack(unit, &mut codes);
-        codes.map(|code| table[usize::from(code & 15)])
-    }
     rows.check(out.len());
     let (x, float) = (rows.x, |bytes: [u8; 2]| f16::from_le_bytes(bytes).to_f32());
     for (r, out) in out.iter_mut().enumerate() {
@@ -114,12 +108,7 @@ pub fn units_dot(rows: UnitRows, out: &mut [f32]) {
         *out = 0.0;
         let units = row.codes.chunks_exact(8 * rows.bits).zip(x.values().as_chunks::<UNIT>().0);
         for (u, (unit, values)) in units.enumerate() {
-            let levels = match rows.bits {
-                2 => levels::<Unit2>(unit, rows.table),
-                3 => levels::<Unit3>(unit, rows.table),
-                4 => levels::<Unit4>(unit, rows.table),
-                _ => std::array::from_fn(|i| unit[i] as i8),
-            };
+            let levels = levels(rows.bits, rows.table, unit);
             let halves = levels.as_chunks::<HALF>().0.iter().zip(values.as_chunks::<HALF>().0);
             for (half, (levels, values)) in halves.enumerate() {
                 let group = (u * UNIT + half * HALF) / rows.group;
@@ -130,6 +119,23 @@ pub fn units_dot(rows: UnitRows, out: &mut [f32]) {
                 *out += x.scales()[u] * sum;
             }
         }
+    }
+}
+
+/// The levels of a unit of codes of 2, 3 or 4 bits; of 8, the codes.
+#[inline(always)]
+pub(super) fn levels(bits: usize, table: &[i8; 16], unit: &[u8]) -> [i8; UNIT] {
+    #[inline(always)]
+    fn named<U: CodeUnit>(unit: &[u8], table: &[i8; 16]) -> [i8; UNIT] {
+        let mut codes = [0; UNIT];
+        U::unpack(unit, &mut codes);
+        codes.map(|code| table[usize::from(code & 15)])
+    }
+    match bits {
+        2 => named::<Unit2>(unit, table),
+        3 => named::<Unit3>(unit, table),
+        4 => named::<Unit4>(unit, table),
+        _ => std::array::from_fn(|i| unit[i] as i8),
     }
 }
 

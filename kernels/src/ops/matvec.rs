@@ -14,7 +14,7 @@ use std::sync::Arc;
 /// `x [.., cols] -> y [.., rows]`, f32, where `x` is a single input.
 #[derive(Debug)]
 pub struct MatVec {
-    /// `W [rows, cols]`, of a scheme with integer dot products.
+    /// `W [rows, cols]`, of a scheme of integers.
     pub weight: Packed,
     /// The input that the op is applied to, quantised.
     pub input: Arc<QuantizedInput>,
@@ -29,7 +29,7 @@ impl CustomOp1 for MatVec {
         let (weight, input) = (&self.weight, &*self.input);
         let (_, batch) = rows_of(self.name(), storage, layout, weight.cols())?;
         let groups = weight.cols().div_ceil(GROUP);
-        if batch != 1 || input.scales().len() != groups || !weight.scheme().has_integer_dot() {
+        if batch != 1 || input.scales().len() != groups || weight.scheme().integers().is_none() {
             let (name, scheme) = (self.name(), weight.scheme().name());
             let message =
                 format!("{name}: {batch} inputs of {groups} groups do not suit a matrix in {scheme}");
@@ -45,27 +45,30 @@ impl CustomOp1 for MatVec {
 /// `y [rows] = W x` by these kernels, in parallel over strips of rows.
 ///
 /// # Panics
-/// When the scheme has no integer dot product, or `x` or `y` has another length.
+/// When the scheme is not one of integers, or `x` or `y` has another length.
 pub fn matvec(kernels: &Kernels, w: &Packed, x: &QuantizedInput, y: &mut [f32]) {
     assert!(y.len() == w.rows() && x.scales().len() == w.cols().div_ceil(GROUP));
+    let integers = w.scheme().integers().expect("a scheme of integers");
     y.par_chunks_mut(PANEL_ROWS).enumerate().for_each(|(i, y)| {
-        w.scheme().integer_dot(kernels, w, i * PANEL_ROWS, x, y);
+        integers.dot(kernels, w, i * PANEL_ROWS, x, y);
     });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheme;
+    use crate::{QuantizedBatch, ops::matmat::matmat, scheme};
     use candle_core::{Device, Tensor};
     use proptest::prelude::*;
 
     proptest! {
         /// Every bit pattern is a valid matrix: all schemes, all shapes, any bytes, with scales that are numbers.
         #[test]
-        fn equals_the_reference(s in 0..scheme::ALL.len(), rows in 1..40usize, tiles in 1..60usize, seed: u64) {
+        fn products_equal_the_reference(
+            s in 0..scheme::ALL.len(), rows in 1..40usize, tiles in 1..60usize, batch in 1..30usize, seed: u64,
+        ) {
             let scheme = scheme::ALL[s];
-            prop_assume!(scheme.has_integer_dot());
+            prop_assume!(scheme.integers().is_some());
             let fits = |cols, group| Packed::layout(scheme, rows, cols, group).is_ok();
             let cols = if fits(16, 16) { 16 * tiles } else { 64 * tiles.div_ceil(4) };
             let group = [scheme.default_group(cols), cols, 64].into_iter().find(|&group| fits(cols, group)).unwrap();
@@ -83,20 +86,30 @@ mod tests {
             });
             let parts = parts.map(bytes::Bytes::from).collect();
             let weight = Packed::new(scheme, rows, cols, group, parts).unwrap();
-            let x: Vec<f32> = (0..cols).map(|_| next() as f32 / (1 << 23) as f32 - 1.0).collect();
-            let input = Arc::new(QuantizedInput::new(&x));
-            let rounded: Vec<f64> = input.values().iter().enumerate()
-                .map(|(c, &v)| f64::from(input.scales()[c / 64]) * f64::from(v)).collect();
-            let expected: Vec<(f64, f64)> = (0..rows).map(|r| {
-                let products = (0..cols).map(|c| f64::from(weight.weight(r, c)) * rounded[c]);
+            let x: Vec<f32> = (0..batch * cols).map(|_| next() as f32 / (1 << 23) as f32 - 1.0).collect();
+            let inputs: Vec<QuantizedInput> = x.chunks(cols).map(QuantizedInput::new).collect();
+            let matrix = weight.dequant();
+            let expected: Vec<(f64, f64)> = inputs.iter().flat_map(|x| matrix.chunks(cols).map(|row| {
+                let products = row.iter().zip(x.values()).enumerate()
+                    .map(|(c, (&w, &v))| f64::from(w) * f64::from(x.scales()[c / 64]) * f64::from(v));
                 products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()))
-            }).collect();
+            })).collect();
+            let check = |isa: &str, found: &[f32], expected: &[(f64, f64)]| {
+                for (found, (sum, size)) in found.iter().zip(expected) {
+                    let error = (f64::from(*found) - sum).abs();
+                    prop_assert!(error <= 3e-6 * size + 1e-6, "{isa} {}: {found} {sum}", scheme.name());
+                }
+                Ok(())
+            };
             for kernels in arch::available() {
                 let mut y = vec![f32::NAN; rows];
-                matvec(&kernels, &weight, &input, &mut y);
-                for (found, (sum, size)) in y.iter().zip(&expected) {
-                    let error = (f64::from(*found) - sum).abs();
-                    prop_assert!(error <= 3e-6 * size + 1e-6, "{} {}: {found} {sum}", kernels.isa, scheme.name());
+                matvec(&kernels, &weight, &inputs[0], &mut y);
+                check(kernels.isa, &y, &expected)?;
+                if let Some(panels) = kernels.panels {
+                    let mut y = vec![f32::NAN; batch * rows];
+                    let (integers, inputs) = (scheme.integers().unwrap(), QuantizedBatch::new(&x, cols));
+                    matmat(&panels, &integers, &weight, &inputs, &mut y);
+                    check(kernels.isa, &y, &expected)?;
                 }
             }
         }

@@ -5,6 +5,7 @@
 
 mod attention;
 mod gather;
+mod matmat;
 mod matmul;
 mod matvec;
 mod rotate;
@@ -15,6 +16,7 @@ mod transposed;
 
 pub use attention::Attention;
 pub use gather::Gather;
+pub use matmat::{MatMat, matmat};
 pub use matmul::MatMul;
 pub use matvec::{MatVec, matvec};
 pub use rotate::Rotate;

@@ -252,7 +252,7 @@ impl Compress {
         drop(bar);
         if self.json {
             let mut json = serde_json::to_value(&report)?;
-            json["peak_memory_bytes"] = serde_json::json!(progress::peak_memory());
+            json["peak_memory_bytes"] = serde_json::json!(squish_quant::peak_memory());
             print_json(&json)
         } else {
             print(&report::compression(&report, Path::new(&self.out)))

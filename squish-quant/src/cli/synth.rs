@@ -1,13 +1,9 @@
 //! `squish-quant synth`.
 
-use super::{
-    print, print_json,
-    progress::{Bar, peak_memory},
-    report,
-};
+use super::{print, print_json, progress::Bar, report};
 use anyhow::{Result, bail};
 use clap::Args;
-use squish_quant::{Recipe, Synthetic};
+use squish_quant::{Recipe, Synthetic, peak_memory};
 use std::path::PathBuf;
 
 /// Write a checkpoint of a true model's shape with random weights, to measure speed and memory on.

@@ -18,7 +18,15 @@ use std::arch::x86_64::*;
 /// The kernels, if the processor has it.
 pub fn kernels() -> Option<Kernels> {
     (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"))
-        .then_some(Kernels { isa: "avx2", panel_dot, lookup, tiles: decode_tiles, units_dot, tiles_dot })
+        .then_some(Kernels {
+            isa: "avx2",
+            panel_dot,
+            lookup,
+            tiles: decode_tiles,
+            units_dot,
+            tiles_dot,
+            panels: None,
+        })
 }
 
 impl Vector for __m256 {

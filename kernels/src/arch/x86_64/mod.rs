@@ -5,4 +5,5 @@ mod avx2_units;
 pub mod avx512;
 pub mod vbmi;
 pub mod vnni;
+mod vnni_panel;
 mod vnni_units;

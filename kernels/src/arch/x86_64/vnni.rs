@@ -2,10 +2,11 @@
 //!
 //! `vpdpbusd` multiplies unsigned by signed bytes. So levels are looked up with 128 added, and sums begin at `-128 sum x`.
 
-use super::vbmi::{Quarter, load, load_bytes, lookup};
+use super::{vbmi::TileLevels, vnni_panel};
 use crate::{
     arch::{
         integer::{TileRun, TilesDot},
+        level_panel::{OFFSET, PanelKernels},
         units::{UnitRows, UnitsDot},
     },
     quantized_input::GROUP,
@@ -13,29 +14,26 @@ use crate::{
 };
 use std::arch::x86_64::*;
 
-/// What is added to levels.
-const OFFSET: i32 = 128;
-
 /// Bytes from a tile to what is fetched ahead of its use.
 const AHEAD: usize = 2048;
 
-/// Dot products with units and with tiles, if the processor has them.
-pub fn dots() -> Option<(UnitsDot, TilesDot)> {
+/// Dot products with units and with tiles, and products of panels, if the processor has them.
+pub fn products() -> Option<(UnitsDot, TilesDot, PanelKernels)> {
     (is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512vl")
         && is_x86_feature_detected!("avx512vbmi")
         && is_x86_feature_detected!("avx512vnni"))
-    .then_some((units_dot, tiles_dot))
+    .then_some((units_dot, tiles_dot, vnni_panel::KERNELS))
 }
 
 fn units_dot(rows: UnitRows, out: &mut [f32]) {
-    // SAFETY: `dots` hands this function out only where the processor has the instruction set.
+    // SAFETY: `products` hands this function out only where the processor has the instruction set.
     unsafe { super::vnni_units::units_dot(rows, out) }
 }
 
 fn tiles_dot(run: TileRun) -> [f32; TILE] {
-    // SAFETY: `dots` hands this function out only where the processor has the instruction set.
+    // SAFETY: `products` hands this function out only where the processor has the instruction set.
     unsafe {
         match run.bits {
             2 => tiles::<2>(run),
@@ -50,12 +48,7 @@ fn tiles_dot(run: TileRun) -> [f32; TILE] {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 fn tiles<const K: usize>(run: TileRun) -> [f32; TILE] {
     run.check();
-    let table: [__m512i; 4] = std::array::from_fn(|i| {
-        let levels = load(run.table[64 * i..].first_chunk().expect("256 levels"));
-        _mm512_xor_si512(levels, _mm512_set1_epi8(i8::MIN))
-    });
-    let shifts = load(&Quarter::<K>::SHIFTS);
-    let indices: [__m512i; 4] = std::array::from_fn(|quarter| load(&Quarter::<K>::BYTES[quarter]));
+    let decoder = TileLevels::<K>::new(run.table, i8::MIN);
     let mut sums = [_mm512_setzero_ps(); 4];
     let groups = run.codes.chunks(GROUP / TILE * 32 * K).zip(run.x.values().as_chunks::<GROUP>().0);
     for (((tiles, values), scale), parts) in groups.zip(run.x.scales()).zip(run.x.sums()) {
@@ -66,14 +59,7 @@ fn tiles<const K: usize>(run: TileRun) -> [f32; TILE] {
             // The strip's next tiles are on their way while these are looked up. An address past the end is not an error.
             _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(AHEAD).cast());
             for quarter in 0..4 {
-                let bytes = load_bytes(tile, Quarter::<K>::STARTS[quarter]);
-                // Eight bytes for each eight windows. What has wrapped around is in this register only if it is all of the tile.
-                let lanes = if K == 2 || quarter < 3 {
-                    _mm512_permutexvar_epi8(indices[quarter], bytes)
-                } else {
-                    _mm512_permutex2var_epi8(bytes, indices[quarter], load_bytes(tile, 0))
-                };
-                let levels = lookup(&table, _mm512_multishift_epi64_epi8(shifts, lanes));
+                let levels = decoder.quarter(tile, quarter);
                 products[quarter] = _mm512_dpbusd_epi32(products[quarter], levels, values);
             }
         }

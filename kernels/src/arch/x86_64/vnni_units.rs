@@ -4,13 +4,13 @@
 
 use super::vbmi::load;
 use crate::{
-    arch::units::{BLOCK, UnitRow, UnitRows},
+    arch::{
+        level_panel::OFFSET,
+        units::{BLOCK, UnitRow, UnitRows},
+    },
     scheme::UNIT,
 };
 use std::arch::x86_64::*;
-
-/// What is added to levels.
-const OFFSET: i32 = 128;
 
 /// Bytes from a code to what is fetched ahead of its use.
 const AHEAD: usize = 1024;
@@ -36,7 +36,7 @@ pub(super) unsafe fn units_dot(rows: UnitRows, out: &mut [f32]) {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 fn all<const BITS: usize>(rows: &UnitRows, out: &mut [f32]) {
-    let (tables, halves) = (Tables::new(rows.table, BITS), rows.group < UNIT);
+    let (tables, halves) = (UnitLevels::new(rows.table, BITS), rows.group < UNIT);
     let (fours, rest) = out.as_chunks_mut::<ROWS>();
     let tail = ROWS * fours.len();
     for (i, out) in fours.iter_mut().enumerate() {
@@ -60,7 +60,7 @@ fn all<const BITS: usize>(rows: &UnitRows, out: &mut [f32]) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 fn some<const BITS: usize, const HALVES: bool, const R: usize>(
     rows: &UnitRows,
-    tables: &Tables,
+    tables: &UnitLevels,
     first: usize,
     out: &mut [f32; R],
 ) {
@@ -127,15 +127,15 @@ fn some<const BITS: usize, const HALVES: bool, const R: usize>(
 }
 
 /// The level of each code, with 128 added, for permutations that look at six bits of a code.
-struct Tables {
+pub(super) struct UnitLevels {
     lower: __m512i,
     upper: __m512i,
 }
 
-impl Tables {
+impl UnitLevels {
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn new(table: &[i8; 16], bits: usize) -> Self {
+    pub fn new(table: &[i8; 16], bits: usize) -> Self {
         // Above a code's own bits are those of its neighbour, whatever they are.
         let repeat =
             |first: usize, codes: usize| load(&std::array::from_fn(|i| table[first + i % codes] ^ i8::MIN));
@@ -149,7 +149,7 @@ impl Tables {
     /// The levels of a unit.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    fn levels<const BITS: usize>(&self, unit: &[u8]) -> __m512i {
+    pub fn levels<const BITS: usize>(&self, unit: &[u8]) -> __m512i {
         match BITS {
             8 => {
                 let levels = array::<64>(unit);
