@@ -88,11 +88,18 @@ impl<const K: usize> TileLevels<K> {
             _mm512_permutex2var_epi8(bytes, self.bytes[quarter], load_bytes(tile, 0))
         };
         let windows = _mm512_multishift_epi64_epi8(self.shifts, lanes);
-        // A permutation looks at the lower seven bits of a window; the eighth chooses between two of them.
-        let lower = _mm512_permutex2var_epi8(self.table[0], windows, self.table[1]);
-        let upper = _mm512_permutex2var_epi8(self.table[2], windows, self.table[3]);
-        _mm512_mask_blend_epi8(_mm512_movepi8_mask(windows), lower, upper)
+        lookup(&self.table, windows)
     }
+}
+
+/// The level of each window.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(super) fn lookup(table: &[__m512i; 4], windows: __m512i) -> __m512i {
+    // A permutation looks at the lower seven bits of a window; the eighth chooses between two of them.
+    let lower = _mm512_permutex2var_epi8(table[0], windows, table[1]);
+    let upper = _mm512_permutex2var_epi8(table[2], windows, table[3]);
+    _mm512_mask_blend_epi8(_mm512_movepi8_mask(windows), lower, upper)
 }
 
 /// How the 64 windows of a quarter of a tile lie in its bytes: lane `e` of 64 bits holds windows `8e` to `8e + 7`.

@@ -2,7 +2,7 @@
 //!
 //! `vpdpbusd` multiplies unsigned by signed bytes. So levels are looked up with 128 added, and sums begin at `-128 sum x`.
 
-use super::{vbmi::TileLevels, vnni_panel};
+use super::{vbmi::{TileLevels, load, lookup}, vnni_panel};
 use crate::{
     arch::{
         integer::{TileRun, TilesDot},
@@ -36,7 +36,7 @@ fn tiles_dot(run: TileRun) -> [f32; TILE] {
     // SAFETY: `products` hands this function out only where the processor has the instruction set.
     unsafe {
         match run.bits {
-            2 => tiles::<2>(run),
+            2 => tiles_of_two_bits(run),
             3 => tiles::<3>(run),
             4 => tiles::<4>(run),
             _ => tiles::<5>(run),
@@ -75,6 +75,54 @@ fn tiles<const K: usize>(run: TileRun) -> [f32; TILE] {
         unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
         for (row, lanes) in rows.iter_mut().zip(lanes.as_chunks::<4>().0) {
             *row = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+        }
+    }
+    rows
+}
+
+/// With two bits a weight, a tile is a register, and its windows need no permutation.
+///
+/// Of each 64 bits, which hold two rows, 29 of the 32 windows end in them. A quarter of the windows, that with the other three, is taken
+/// from the tile turned by 32 bits.
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
+fn tiles_of_two_bits(run: TileRun) -> [f32; TILE] {
+    run.check();
+    let table: [__m512i; 4] = std::array::from_fn(|i| {
+        let levels = load(run.table[64 * i..].first_chunk().expect("256 levels"));
+        _mm512_xor_si512(levels, _mm512_set1_epi8(i8::MIN))
+    });
+    let shifts = [0, 16, 32, 16].map(|first: i64| _mm512_set1_epi64(0x0e0c_0a08_0604_0200 + first * 0x0101_0101_0101_0101));
+    let mut sums = [_mm512_setzero_ps(); 2];
+    let groups = run.codes.chunks(GROUP / TILE * 64).zip(run.x.values().as_chunks::<GROUP>().0);
+    for (((tiles, values), scale), parts) in groups.zip(run.x.scales()).zip(run.x.sums()) {
+        let mut products = [_mm512_set1_epi32(-(OFFSET / 2) * (parts[0] + parts[1])); 2];
+        for (tile, values) in tiles.as_chunks::<64>().0.iter().zip(values.as_chunks::<8>().0.as_chunks::<2>().0) {
+            let values = values.map(|eight| _mm512_set1_epi64(i64::from_ne_bytes(eight.map(|v| v as u8))));
+            // The strip's next tiles are on their way while these are looked up. An address past the end is not an error.
+            _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(AHEAD).cast());
+            // SAFETY: the pointer is that of 64 bytes.
+            let tile = unsafe { _mm512_loadu_si512(tile.as_ptr().cast()) };
+            let turned = _mm512_alignr_epi32(tile, tile, 1);
+            for (quarter, shifts) in shifts.into_iter().enumerate() {
+                let bits = if quarter == 3 { turned } else { tile };
+                let levels = lookup(&table, _mm512_multishift_epi64_epi8(shifts, bits));
+                let product = &mut products[quarter / 2];
+                *product = _mm512_dpbusd_epi32(*product, levels, values[quarter % 2]);
+            }
+        }
+        let scale = _mm512_set1_ps(*scale);
+        for (sum, products) in sums.iter_mut().zip(products) {
+            *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, *sum);
+        }
+    }
+    // Each row's products are in two lanes: those of even rows in the first register, of odd rows in the second.
+    let mut rows = [0.0; TILE];
+    for (odd, sum) in sums.into_iter().enumerate() {
+        let mut lanes = [0.0; 16];
+        // SAFETY: the pointer is that of 16 values.
+        unsafe { _mm512_storeu_ps(lanes.as_mut_ptr(), sum) };
+        for (rows, lanes) in rows.as_chunks_mut::<2>().0.iter_mut().zip(lanes.as_chunks::<2>().0) {
+            rows[odd] = lanes[0] + lanes[1];
         }
     }
     rows
