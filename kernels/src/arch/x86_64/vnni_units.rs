@@ -67,10 +67,18 @@ fn some<const BITS: usize, const HALVES: bool, const R: usize>(
     let unit = _mm512_set1_ps(rows.level_unit);
     let (x, row): (_, [UnitRow; R]) = (rows.x, std::array::from_fn(|r| rows.row(first + r)));
     let (values, mut sums) = (x.values().as_chunks::<UNIT>().0, [_mm512_setzero_ps(); R]);
+    // The same place in the rows that come next.
+    let ahead = R * values.len() * 8 * BITS;
     for start in (0..values.len()).step_by(BLOCK) {
         let block = start..values.len().min(start + BLOCK);
         // Scales of weights times those of the input: one a unit, or two.
         let mut scales = [[[0f32; 16]; 2]; R];
+        for row in &row {
+            let groups = row.scales.len();
+            for side in [row.scales, row.minima] {
+                _mm_prefetch::<_MM_HINT_T0>(side.as_ptr().wrapping_add(R * groups + start * groups / values.len()).cast());
+            }
+        }
         if HALVES {
             let input = [0, 1].map(|part| twice(&x.scales()[block.clone()], part));
             for r in 0..R {
@@ -111,7 +119,7 @@ fn some<const BITS: usize, const HALVES: bool, const R: usize>(
             };
             for r in 0..R {
                 let codes = &row[r].codes[u * 8 * BITS..(u + 1) * 8 * BITS];
-                _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(AHEAD).cast());
+                _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(ahead).cast());
                 let products = _mm512_dpbusd_epi32(begin, tables.levels::<BITS>(codes), values);
                 let scale = if HALVES {
                     let pair = scales[r].as_flattened().as_chunks::<2>().0[u - start];
