@@ -125,13 +125,10 @@ impl Weight {
     /// When the input is not a contiguous f32 tensor `[batch, cols]` or its device has no such op.
     pub fn forward(&self, input: &Input) -> CandleResult<Tensor> {
         let x = input.rotated(self.rotation.as_ref())?;
-        let integers = self.arithmetic == Arithmetic::Int8 && x.device().is_cpu();
-        let single = x.elem_count() == self.cols();
         let weight = self.packed.clone();
-        let mut y = if integers && single && weight.scheme().integers().is_some() {
-            let input = input.quantized(self.rotation.as_ref(), &x)?;
-            x.apply_op1_no_bwd(&MatVec { weight, input })?
-        } else if integers && !single && MatMat::suits(&weight) {
+        let mut y = if self.is_single_product(input) {
+            self.single_product(&[self], input)?
+        } else if self.arithmetic == Arithmetic::Int8 && x.device().is_cpu() && MatMat::suits(&weight) {
             let inputs = input.quantized_batch(self.rotation.as_ref(), &x)?;
             x.apply_op1_no_bwd(&MatMat { weight, inputs })?
         } else {
@@ -145,6 +142,43 @@ impl Weight {
             y = (y + x.apply_op1_no_bwd(&SparseMatMul(sparse.clone()))?)?;
         }
         Ok(y)
+    }
+
+    /// [`Weight::forward`] of several matrices of one input. A single input is multiplied by all of them in one go, where nothing but the
+    /// packed matrices is to be added up.
+    ///
+    /// # Errors
+    /// As [`Weight::forward`].
+    pub fn forward_together(weights: &[&Self], input: &Input) -> CandleResult<Vec<Tensor>> {
+        let plain = |w: &&Self| w.is_single_product(input) && w.low_rank.is_none() && w.sparse.is_none();
+        let [first, rest @ ..] = weights else { return Ok(Vec::new()) };
+        if !weights.iter().all(plain) || rest.iter().any(|w| w.rotation != first.rotation) {
+            return weights.iter().map(|weight| weight.forward(input)).collect();
+        }
+        let y = first.single_product(weights, input)?;
+        let mut start = 0;
+        let parts = weights.iter().map(|weight| {
+            let part = y.narrow(D::Minus1, start, weight.rows());
+            start += weight.rows();
+            part
+        });
+        parts.collect()
+    }
+
+    /// Whether the input is multiplied by the packed matrix in integers, and on its own.
+    fn is_single_product(&self, input: &Input) -> bool {
+        self.arithmetic == Arithmetic::Int8
+            && input.plain.elem_count() == self.cols()
+            && input.plain.device().is_cpu()
+            && self.packed.scheme().integers().is_some()
+    }
+
+    /// The products of packed matrices with a single input under this one's rotation, one after the other.
+    fn single_product(&self, weights: &[&Self], input: &Input) -> CandleResult<Tensor> {
+        let x = input.rotated(self.rotation.as_ref())?;
+        let input = input.quantized(self.rotation.as_ref(), &x)?;
+        let weights = weights.iter().map(|weight| weight.packed.clone()).collect();
+        x.apply_op1_no_bwd(&MatVec { weights, input })
     }
 
     /// Rows of the matrix in the unrotated frame, `[n, cols]` f32 for `ids [n]` u32: an embedding look-up.

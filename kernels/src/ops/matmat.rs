@@ -1,6 +1,6 @@
 //! `y = x W^T` for a batch of inputs in eight bits: panels of levels, each decoded once and multiplied by all inputs.
 
-use super::{rows_of, with_last_dim};
+use super::{disjoint::Disjoint, rows_of, with_last_dim};
 use crate::{
     Packed, QuantizedBatch,
     arch::{
@@ -12,7 +12,7 @@ use crate::{
 };
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape};
 use rayon::prelude::*;
-use std::{marker::PhantomData, sync::Arc};
+use std::sync::Arc;
 
 /// Strips of 16 rows that a thread takes at a time: while a block of inputs is in its first-level cache, it multiplies all of
 /// their panels, which are in its second.
@@ -67,7 +67,7 @@ pub fn matmat(kernels: &PanelKernels, integers: &Integers, w: &Packed, x: &Quant
     // A thread has some turns at least, so that all end at about the same time.
     let strips = w.rows().div_ceil(ROWS);
     let together = strips.div_ceil(4 * rayon::current_num_threads()).clamp(1, STRIPS);
-    let y = Columns::new(y, w.rows());
+    let y = Disjoint::new(y);
     (0..strips).into_par_iter().step_by(together).for_each_init(Workspace::default, |workspace, first| {
         let strips = first..strips.min(first + together);
         workspace.multiply(kernels, integers, w, x, strips.clone());
@@ -75,7 +75,7 @@ pub fn matmat(kernels: &PanelKernels, integers: &Integers, w: &Packed, x: &Quant
             let rows = ROWS * strip..w.rows().min(ROWS * (strip + 1));
             for (i, sums) in sums[..x.batch()].iter().enumerate() {
                 // SAFETY: strips are disjoint, and each is taken by one thread.
-                unsafe { y.write(i, rows.start, &sums[..rows.len()]) };
+                unsafe { y.part(i * w.rows() + rows.start, rows.len()) }.copy_from_slice(&sums[..rows.len()]);
             }
         }
     });
@@ -115,33 +115,5 @@ impl Workspace {
                 }
             }
         }
-    }
-}
-
-/// A matrix of which threads write different columns.
-struct Columns<'a> {
-    start: *mut f32,
-    len: usize,
-    cols: usize,
-    matrix: PhantomData<&'a mut [f32]>,
-}
-
-// SAFETY: it is a mutable slice, of which `write` is told to write disjoint parts.
-unsafe impl Sync for Columns<'_> {}
-
-impl<'a> Columns<'a> {
-    fn new(matrix: &'a mut [f32], cols: usize) -> Self {
-        Self { start: matrix.as_mut_ptr(), len: matrix.len(), cols, matrix: PhantomData }
-    }
-
-    /// Writes a part of a row.
-    ///
-    /// # Safety
-    /// No other thread writes any of it.
-    unsafe fn write(&self, row: usize, first: usize, values: &[f32]) {
-        let at = row * self.cols + first;
-        assert!(first + values.len() <= self.cols && at + values.len() <= self.len);
-        // SAFETY: inside of the matrix, by what is asserted; the caller vouches for the rest.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), values.len()) }.copy_from_slice(values);
     }
 }

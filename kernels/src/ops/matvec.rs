@@ -1,6 +1,6 @@
 //! `y = W x` for one input in eight bits: integer dot products, straight from the codes.
 
-use super::{rows_of, with_last_dim};
+use super::{disjoint::Disjoint, rows_of, with_last_dim};
 use crate::{
     Packed, QuantizedInput,
     arch::{self, Kernels},
@@ -11,11 +11,11 @@ use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape};
 use rayon::prelude::*;
 use std::sync::Arc;
 
-/// `x [.., cols] -> y [.., rows]`, f32, where `x` is a single input.
+/// `x [.., cols] -> y [.., rows]`, f32, where `x` is a single input and `rows` those of all matrices, one after the other.
 #[derive(Debug)]
 pub struct MatVec {
-    /// `W [rows, cols]`, of a scheme of integers.
-    pub weight: Packed,
+    /// Each `W [rows, cols]`, of a scheme of integers.
+    pub weights: Vec<Packed>,
     /// The input that the op is applied to, quantised.
     pub input: Arc<QuantizedInput>,
 }
@@ -26,31 +26,49 @@ impl CustomOp1 for MatVec {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (weight, input) = (&self.weight, &*self.input);
-        let (_, batch) = rows_of(self.name(), storage, layout, weight.cols())?;
-        let groups = weight.cols().div_ceil(GROUP);
-        if batch != 1 || input.scales().len() != groups || weight.scheme().integers().is_none() {
-            let (name, scheme) = (self.name(), weight.scheme().name());
-            let message =
-                format!("{name}: {batch} inputs of {groups} groups do not suit a matrix in {scheme}");
-            return Err(Error::Msg(message).bt());
+        for weight in &self.weights {
+            let (_, batch) = rows_of(self.name(), storage, layout, weight.cols())?;
+            let groups = weight.cols().div_ceil(GROUP);
+            if batch != 1 || self.input.scales().len() != groups || weight.scheme().integers().is_none() {
+                let (name, scheme) = (self.name(), weight.scheme().name());
+                let message =
+                    format!("{name}: {batch} inputs of {groups} groups do not suit a matrix in {scheme}");
+                return Err(Error::Msg(message).bt());
+            }
         }
         let kernels = arch::kernels().map_err(Error::wrap)?;
-        let mut y = vec![0.0; weight.rows()];
-        matvec(&kernels, weight, input, &mut y);
-        Ok((CpuStorage::F32(y), with_last_dim(layout, weight.rows())))
+        let rows = self.weights.iter().map(Packed::rows).sum();
+        let mut y = vec![0.0; rows];
+        matvec(&kernels, &self.weights, &self.input, &mut y);
+        Ok((CpuStorage::F32(y), with_last_dim(layout, rows)))
     }
 }
 
-/// `y [rows] = W x` by these kernels, in parallel over strips of rows.
+/// `y [rows] = W x` for all matrices, by these kernels, in parallel over strips of rows.
+///
+/// One parallel region for all of them: to wake threads and to wait for the last one costs as much as a small matrix does.
 ///
 /// # Panics
-/// When the scheme is not one of integers, or `x` or `y` has another length.
-pub fn matvec(kernels: &Kernels, w: &Packed, x: &QuantizedInput, y: &mut [f32]) {
-    assert!(y.len() == w.rows() && x.scales().len() == w.cols().div_ceil(GROUP));
-    let integers = w.scheme().integers().expect("a scheme of integers");
-    y.par_chunks_mut(PANEL_ROWS).enumerate().for_each(|(i, y)| {
-        integers.dot(kernels, w, i * PANEL_ROWS, x, y);
+/// When a scheme is not one of integers, or `x` or `y` has another length.
+pub fn matvec(kernels: &Kernels, weights: &[Packed], x: &QuantizedInput, y: &mut [f32]) {
+    let rows = weights.iter().map(Packed::rows).sum::<usize>();
+    assert!(y.len() == rows && weights.iter().all(|w| x.scales().len() == w.cols().div_ceil(GROUP)));
+    let strips = |w: &Packed| w.rows().div_ceil(PANEL_ROWS);
+    let y = Disjoint::new(y);
+    (0..weights.iter().map(strips).sum()).into_par_iter().for_each(|mut strip| {
+        let (mut weights, mut before) = (weights.iter(), 0);
+        let w = loop {
+            let w = weights.next().expect("fewer strips than this");
+            if strip < strips(w) {
+                break w;
+            }
+            (strip, before) = (strip - strips(w), before + w.rows());
+        };
+        let integers = w.scheme().integers().expect("a scheme of integers");
+        let first = strip * PANEL_ROWS;
+        // SAFETY: a strip's outputs are its own.
+        let y = unsafe { y.part(before + first, PANEL_ROWS.min(w.rows() - first)) };
+        integers.dot(kernels, w, first, x, y);
     });
 }
 
@@ -103,7 +121,7 @@ mod tests {
             };
             for kernels in arch::available() {
                 let mut y = vec![f32::NAN; rows];
-                matvec(&kernels, &weight, &inputs[0], &mut y);
+                matvec(&kernels, std::slice::from_ref(&weight), &inputs[0], &mut y);
                 check(kernels.isa, &y, &expected)?;
                 if let Some(panels) = kernels.panels {
                     let mut y = vec![f32::NAN; batch * rows];
@@ -125,9 +143,11 @@ mod tests {
         for (x, weight, input) in
             [(x(1), bf16, input(64)), (x(2), int8.clone(), input(64)), (x(1), int8.clone(), input(128))]
         {
-            let error = x.apply_op1_no_bwd(&MatVec { weight, input }).unwrap_err().to_string();
+            let error = x.apply_op1_no_bwd(&MatVec { weights: vec![weight], input }).unwrap_err().to_string();
             assert!(error.contains("squish-matvec"), "{error}");
         }
-        assert!(x(1).apply_op1_no_bwd(&MatVec { weight: int8, input: input(64) }).is_ok());
+        assert!(
+            x(1).apply_op1_no_bwd(&MatVec { weights: vec![int8.clone(), int8], input: input(64) }).is_ok()
+        );
     }
 }

@@ -4,6 +4,7 @@
 //! `cuda_fwd` beside it. Until then Candle's defaults answer, with an error that names the op.
 
 mod attention;
+mod disjoint;
 mod gather;
 mod matmat;
 mod matmul;

@@ -2,7 +2,10 @@
 //!
 //! `vpdpbusd` multiplies unsigned by signed bytes. So levels are looked up with 128 added, and sums begin at `-128 sum x`.
 
-use super::{vbmi::{TileLevels, load, lookup}, vnni_panel};
+use super::{
+    vbmi::{TileLevels, load, lookup},
+    vnni_panel,
+};
 use crate::{
     arch::{
         integer::{TileRun, TilesDot},
@@ -91,12 +94,15 @@ fn tiles_of_two_bits(run: TileRun) -> [f32; TILE] {
         let levels = load(run.table[64 * i..].first_chunk().expect("256 levels"));
         _mm512_xor_si512(levels, _mm512_set1_epi8(i8::MIN))
     });
-    let shifts = [0, 16, 32, 16].map(|first: i64| _mm512_set1_epi64(0x0e0c_0a08_0604_0200 + first * 0x0101_0101_0101_0101));
+    let shifts = [0, 16, 32, 16]
+        .map(|first: i64| _mm512_set1_epi64(0x0e0c_0a08_0604_0200 + first * 0x0101_0101_0101_0101));
     let mut sums = [_mm512_setzero_ps(); 2];
     let groups = run.codes.chunks(GROUP / TILE * 64).zip(run.x.values().as_chunks::<GROUP>().0);
     for (((tiles, values), scale), parts) in groups.zip(run.x.scales()).zip(run.x.sums()) {
         let mut products = [_mm512_set1_epi32(-(OFFSET / 2) * (parts[0] + parts[1])); 2];
-        for (tile, values) in tiles.as_chunks::<64>().0.iter().zip(values.as_chunks::<8>().0.as_chunks::<2>().0) {
+        for (tile, values) in
+            tiles.as_chunks::<64>().0.iter().zip(values.as_chunks::<8>().0.as_chunks::<2>().0)
+        {
             let values = values.map(|eight| _mm512_set1_epi64(i64::from_ne_bytes(eight.map(|v| v as u8))));
             // The strip's next tiles are on their way while these are looked up. An address past the end is not an error.
             _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(AHEAD).cast());

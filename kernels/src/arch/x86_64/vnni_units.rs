@@ -12,9 +12,6 @@ use crate::{
 };
 use std::arch::x86_64::*;
 
-/// Bytes from a code to what is fetched ahead of its use.
-const AHEAD: usize = 1024;
-
 /// Rows that are multiplied together: what is made of the input serves all of them.
 const ROWS: usize = 4;
 
@@ -76,7 +73,9 @@ fn some<const BITS: usize, const HALVES: bool, const R: usize>(
         for row in &row {
             let groups = row.scales.len();
             for side in [row.scales, row.minima] {
-                _mm_prefetch::<_MM_HINT_T0>(side.as_ptr().wrapping_add(R * groups + start * groups / values.len()).cast());
+                _mm_prefetch::<_MM_HINT_T0>(
+                    side.as_ptr().wrapping_add(R * groups + start * groups / values.len()).cast(),
+                );
             }
         }
         if HALVES {
