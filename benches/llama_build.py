@@ -82,18 +82,18 @@ def fetch():
     unpacked.rmdir()
 
 
-def build(jobs, *tools):
-    """These tools, and with them the shared library that the bindings load."""
+def build(jobs, *tools, **options):
+    """These tools, and with them the shared library that the bindings load. Options are those of the calls."""
     # Its scripts ask git for a commit: they must not find that of this repository.
     settings = os.environ | {
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
         "GIT_CEILING_DIRECTORIES": str(CACHE),
     }
     if not (BUILD / "build.ninja").exists():
-        options = [f"-D{key}={value}" for key, value in OPTIONS.items()]
+        defines = [f"-D{key}={value}" for key, value in OPTIONS.items()]
         source = SOURCE / "vendor" / "llama.cpp"
-        call(SCRIPTS / "cmake", "-S", source, "-B", BUILD, "-G", "Ninja", *options, env=settings)
-    call(SCRIPTS / "ninja", "-C", BUILD, "-j", jobs, *tools, env=settings)
+        call(SCRIPTS / "cmake", "-S", source, "-B", BUILD, "-G", "Ninja", *defines, env=settings, **options)
+    call(SCRIPTS / "ninja", "-C", BUILD, "-j", jobs, *tools, env=settings, **options)
 
 
 def bindings():
