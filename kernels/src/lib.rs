@@ -40,6 +40,7 @@ pub mod quantized_input;
 pub mod rotation;
 pub mod scheme;
 pub mod sparse;
+mod team;
 pub mod weight;
 
 pub use error::{Error, Result};

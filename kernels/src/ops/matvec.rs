@@ -6,9 +6,9 @@ use crate::{
     arch::{self, Kernels},
     quantized_input::GROUP,
     scheme::PANEL_ROWS,
+    team,
 };
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape};
-use rayon::prelude::*;
 use std::sync::Arc;
 
 /// `x [.., cols] -> y [.., rows]`, f32, where `x` is a single input and `rows` those of all matrices, one after the other.
@@ -55,7 +55,7 @@ pub fn matvec(kernels: &Kernels, weights: &[Packed], x: &QuantizedInput, y: &mut
     assert!(y.len() == rows && weights.iter().all(|w| x.scales().len() == w.cols().div_ceil(GROUP)));
     let strips = |w: &Packed| w.rows().div_ceil(PANEL_ROWS);
     let y = Disjoint::new(y);
-    (0..weights.iter().map(strips).sum()).into_par_iter().for_each(|mut strip| {
+    team::for_each(weights.iter().map(strips).sum(), |mut strip| {
         let (mut weights, mut before) = (weights.iter(), 0);
         let w = loop {
             let w = weights.next().expect("fewer strips than this");
