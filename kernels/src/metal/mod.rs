@@ -12,7 +12,11 @@
 //! | `decode.metal` | embedding look-up, low-rank and sparse corrections |
 //! | `attention.metal` | attention |
 
+#[cfg(feature = "metal")]
+pub(crate) mod device;
 mod launch;
+#[cfg(feature = "metal")]
+pub(crate) mod memory;
 
 pub use launch::{
     Argument, Before, GEMV_BATCH, Launch, attention, gated, gather, product, rms_norm, rotate, sparse,

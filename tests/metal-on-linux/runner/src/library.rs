@@ -213,7 +213,10 @@ fn link(build: Build, cpp: &Path, dir: &Path, to: &Path) -> Result<(), Error> {
     let (fibers, trace) = (include.join("fibers.cpp"), include.join("trace.cpp"));
     let mut all: Vec<&OsStr> = FLAGS.iter().map(OsStr::new).collect();
     all.extend(["-O2", "-std=c++17", define, "-shared"].map(OsStr::new));
-    all.extend([fibers.as_os_str(), trace.as_os_str(), shaders.as_os_str(), "-o".as_ref(), to.as_os_str()]);
+    all.extend([fibers.as_os_str(), shaders.as_os_str(), "-o".as_ref(), to.as_os_str()]);
+    if build == Build::Traced {
+        all.push(trace.as_os_str());
+    }
     run(all)
 }
 
