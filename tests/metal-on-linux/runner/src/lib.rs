@@ -5,6 +5,7 @@
 //! | [`signature`] | the kernels of a preprocessed source and the arguments they take are read from their attributes |
 //! | [`library`] | clang preprocesses the source and compiles it with `runtime/metal.h`, which spells Metal's library in C++ |
 //! | [`launch`] | a grid of threads runs as fibers (`runtime/fibers.cpp`), in an order of choice |
+//! | [`lint`] | a check of what the runner erases: address spaces |
 //!
 //! A library that is compiled [`Build::Traced`] also sees every access to memory (`runtime/trace.cpp`): whether it is in bounds,
 //! aligned, and ordered by a barrier with those of other threads, and how much of each buffer is fetched.
@@ -13,6 +14,7 @@
 
 pub mod launch;
 pub mod library;
+pub mod lint;
 pub mod signature;
 
 pub use launch::{Fault, Launch, Memory, Order, Report, Traffic};

@@ -78,8 +78,10 @@ const FLAGS: [&str; 8] = [
 ];
 
 /// Without wider vectors than the hooks know, so that each access is announced as the source has it.
-const TRACED_FLAGS: [&str; 8] = [
+const TRACED_FLAGS: [&str; 9] = [
     "-O1",
+    // A load that is not aligned is reported, and then done.
+    "-fmax-type-align=1",
     "-fno-vectorize",
     "-fno-slp-vectorize",
     "-mno-avx",
@@ -95,18 +97,10 @@ impl Library {
     /// # Errors
     /// [`Error`], with clang's message where the source is at fault.
     pub fn compile(source: &str, build: Build) -> Result<Self, Error> {
-        let mut hasher = DefaultHasher::new();
-        (source, build, RUNTIME, FLAGS, TRACED_FLAGS, clang()).hash(&mut hasher);
-        let dir = cache().join(format!("{:016x}", hasher.finish()));
-        let (text, object) = (dir.join("preprocessed.metal"), dir.join("library.so"));
-        if !object.exists() {
-            std::fs::create_dir_all(&dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
-            let metal = dir.join("source.metal");
-            write(&metal, source)?;
-            preprocess(&metal, &text)?;
-        }
-        let preprocessed =
-            std::fs::read_to_string(&text).map_err(|source| Error::Io { path: text.clone(), source })?;
+        let key = (source, build, RUNTIME, FLAGS, TRACED_FLAGS, clang());
+        let dir = cache().join(format!("{:016x}", hash(&key)));
+        let object = dir.join("library.so");
+        let preprocessed = preprocessed(source, &dir)?;
         let kernels = signature::kernels(&preprocessed)?;
         if !object.exists() {
             let cpp = dir.join("shaders.cpp");
@@ -137,34 +131,44 @@ pub fn clang() -> String {
     std::env::var("SHADER_CLANG").unwrap_or_else(|_| "clang++-19".into())
 }
 
-fn runtime() -> PathBuf {
+pub(crate) fn runtime() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("runtime")
 }
 
-fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     std::env::var_os("SHADER_CACHE")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/shaders"), PathBuf::from)
 }
 
-fn write(path: &Path, text: &str) -> Result<(), Error> {
+pub(crate) fn write(path: &Path, text: &str) -> Result<(), Error> {
     std::fs::write(path, text).map_err(|source| Error::Io { path: path.into(), source })
 }
 
-/// Includes and macros, with what the source declares of itself left as it is.
-fn preprocess(metal: &Path, to: &Path) -> Result<(), Error> {
+/// The source with includes and macros replaced; what it declares of itself is left as it is.
+pub(crate) fn preprocessed(source: &str, dir: &Path) -> Result<String, Error> {
+    std::fs::create_dir_all(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
+    // Names of its own, as another process may be at the same source.
+    let name =
+        |kind: &str| dir.join(format!("{}-{:?}.{kind}", std::process::id(), std::thread::current().id()));
+    let (metal, to) = (name("metal"), name("preprocessed"));
+    write(&metal, source)?;
     let include = runtime().join("include");
-    run([
-        OsStr::new("-E"),
-        "-x".as_ref(),
-        "c++".as_ref(),
-        "-nostdinc".as_ref(),
-        "-D__METAL_VERSION__=310".as_ref(),
-        "-I".as_ref(),
-        include.as_os_str(),
-        metal.as_os_str(),
-        "-o".as_ref(),
-        to.as_os_str(),
-    ])
+    let mut arguments: Vec<&OsStr> =
+        ["-E", "-x", "c++", "-nostdinc", "-D__METAL_VERSION__=310", "-I"].map(OsStr::new).into();
+    arguments.extend([include.as_os_str(), metal.as_os_str(), "-o".as_ref(), to.as_os_str()]);
+    run(arguments)?;
+    let text = std::fs::read_to_string(&to).map_err(|source| Error::Io { path: to.clone(), source });
+    for file in [metal, to] {
+        let _ = std::fs::remove_file(file);
+    }
+    text
+}
+
+/// A number for what something is.
+pub(crate) fn hash(what: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// The source as C++, with a table of its kernels behind.
@@ -220,7 +224,7 @@ fn link(build: Build, cpp: &Path, dir: &Path, to: &Path) -> Result<(), Error> {
     run(all)
 }
 
-fn run<'a>(arguments: impl IntoIterator<Item = &'a OsStr>) -> Result<(), Error> {
+pub(crate) fn run<'a>(arguments: impl IntoIterator<Item = &'a OsStr>) -> Result<(), Error> {
     let program = clang();
     let output = Command::new(&program).args(arguments).output();
     let output = output.map_err(|source| Error::Clang { program, source })?;

@@ -49,6 +49,16 @@ impl Shaders {
         Self { library, _alone: alone }
     }
 
+    /// Other shaders, such as the project's with a fault.
+    ///
+    /// # Errors
+    /// When they do not compile.
+    pub fn of(source: &str) -> Result<Self, shader_runner::Error> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        let library = Box::leak(Box::new(Library::compile(source, Build::Traced)?));
+        Ok(Self { library, _alone: ALONE.lock().unwrap_or_else(PoisonError::into_inner) })
+    }
+
     /// Their kernels.
     pub fn kernels(&self) -> &[Kernel] {
         self.library.kernels()
