@@ -85,15 +85,15 @@ pub(crate) fn run(
                         parts.and_then(|parts| parts.part(*part)).ok_or_else(|| refuse("lacks a part"))?;
                     encoder.set_input_buffer(i, Some(buffer), offset);
                 }
-                Argument::Input { index, offset } => {
+                Argument::Input(index) => {
                     let (storage, start) = inputs[*index];
-                    let offset = start * storage.dtype().size_in_bytes() + offset;
+                    let offset = start * storage.dtype().size_in_bytes();
                     if *name == "x" && !aligned(launch, offset) {
                         return Err(refuse(&format!("needs `{name}` at a multiple of 16 bytes")));
                     }
                     encoder.set_input_buffer(i, Some(storage.buffer()), offset);
                 }
-                Argument::Output { offset } => encoder.set_output_buffer(i, Some(&output), *offset),
+                Argument::Output => encoder.set_output_buffer(i, Some(&output), 0),
                 Argument::Bytes(bytes) => match &uploaded[i] {
                     Some(buffer) => encoder.set_input_buffer(i, Some(buffer), 0),
                     None => encoder.set_bytes_directly(i, bytes.len(), bytes.as_ptr().cast()),

@@ -15,6 +15,10 @@ const SIMDGROUP: usize = 32;
 const GEMV_ROWS: usize = 8;
 /// Simdgroups that share the rows of a strip in `gemv_trellis.metal`.
 const TRELLIS_SIMDGROUPS: usize = 4;
+/// Inputs and rows of a threadgroup of `gemm.metal`, and the distance of lines in its memory.
+const GEMM_INPUTS: usize = 64;
+const GEMM_ROWS: usize = 32;
+const GEMM_STRIDE: usize = 36;
 /// Simdgroups that share the keys of a query in `attention.metal`.
 const ATTENTION_SIMDGROUPS: usize = 8;
 /// The longest transform that fits into one threadgroup.
@@ -26,23 +30,15 @@ const NORM_THREADS: usize = 256;
 /// Bytes that a norm adds up in.
 const PARTIAL: usize = SIMDGROUP * size_of::<f32>();
 
-/// What a kernel's argument is bound to. The offsets are bytes.
+/// What a kernel's argument is bound to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Argument {
     /// A part of the stored matrix.
     Part(usize),
     /// An input of the op.
-    Input {
-        /// Which one.
-        index: usize,
-        /// Where it begins.
-        offset: usize,
-    },
+    Input(usize),
     /// The op's output.
-    Output {
-        /// Where it begins.
-        offset: usize,
-    },
+    Output,
     /// These bytes.
     Bytes(Vec<u8>),
 }
@@ -78,14 +74,6 @@ pub enum Before {
     Gelu,
 }
 
-fn input(index: usize) -> Argument {
-    Argument::Input { index, offset: 0 }
-}
-
-fn output() -> Argument {
-    Argument::Output { offset: 0 }
-}
-
 /// Words of a parameter block, as a shader's struct has them.
 fn words(words: &[u32]) -> Argument {
     Argument::Bytes(words.iter().flat_map(|w| w.to_le_bytes()).collect())
@@ -101,18 +89,28 @@ fn table(w: &Packed) -> Argument {
 }
 
 /// `y [batch, rows] = x [batch, cols] W^T`: input 0 to the output.
-pub fn product(w: &Packed, batch: usize) -> Vec<Launch> {
-    let chunks = (0..batch).step_by(GEMV_BATCH).map(|first| (first, GEMV_BATCH.min(batch - first)));
-    chunks.map(|(first, batch)| gemv(w, first, batch)).collect()
+pub fn product(w: &Packed, batch: usize) -> Launch {
+    if batch > GEMV_BATCH { gemm(w, batch) } else { gemv(w, batch) }
 }
 
-/// The product with `batch` inputs from `first` on.
-fn gemv(w: &Packed, first: usize, batch: usize) -> Launch {
+fn gemm(w: &Packed, batch: usize) -> Launch {
+    let mut arguments = stored(w).to_vec();
+    let p = shape(w.rows(), w.cols(), batch, w.group());
+    arguments.extend([("x", Argument::Input(0)), ("y", Argument::Output), ("p", p)]);
+    Launch {
+        kernel: format!("gemm_{}", w.scheme().name()),
+        groups: [w.rows().div_ceil(GEMM_ROWS), batch.div_ceil(GEMM_INPUTS), 1],
+        threads: 4 * SIMDGROUP,
+        shared: [GEMM_INPUTS, GEMM_ROWS].map(|lines| lines * GEMM_STRIDE * size_of::<f32>()).into(),
+        arguments,
+    }
+}
+
+/// The product with few inputs.
+fn gemv(w: &Packed, batch: usize) -> Launch {
     let (name, rows, cols) = (w.scheme().name(), w.rows(), w.cols());
     // Instances take a power of two, and leave out those past the batch.
     let n = batch.next_power_of_two();
-    let x = Argument::Input { index: 0, offset: first * cols * size_of::<f32>() };
-    let y = Argument::Output { offset: first * rows * size_of::<f32>() };
     let p = shape(rows, cols, batch, w.group());
     let parts = |names: &[&'static str]| -> Vec<(&'static str, Argument)> {
         names.iter().enumerate().map(|(i, &name)| (name, Argument::Part(i))).collect()
@@ -141,13 +139,13 @@ fn gemv(w: &Packed, first: usize, batch: usize) -> Launch {
     if levels > 0 {
         arguments.push(("table", table(w)));
     }
-    arguments.extend([("x", x), ("y", y), ("p", p)]);
+    arguments.extend([("x", Argument::Input(0)), ("y", Argument::Output), ("p", p)]);
     Launch { kernel, groups: [rows.div_ceil(strip), 1, 1], threads, shared, arguments }
 }
 
 /// The rotation of each row of `x [batch, cols]` and what comes before it: inputs 0 and 1 to the output.
 pub fn rotate(rotation: &Rotation, batch: usize, before: Before) -> Vec<Launch> {
-    rotation_launches(rotation, batch, before, input(0), false)
+    rotation_launches(rotation, batch, before, Argument::Input(0), false)
 }
 
 /// The launches of a rotation, or of its inverse.
@@ -169,7 +167,7 @@ fn rotation_launches(
         Before::Silu => ("rotate_silu", 0.0),
         Before::Gelu => ("rotate_gelu", 0.0),
     };
-    let other = if before == Before::Nothing { x.clone() } else { input(1) };
+    let other = if before == Before::Nothing { x.clone() } else { Argument::Input(1) };
     let signs = Argument::Bytes(rotation.signs().iter().flat_map(|s| s.to_le_bytes()).collect());
     let norm = 1.0 / (block as f32).sqrt();
     let parameters = |length: usize, last: bool| {
@@ -185,7 +183,7 @@ fn rotation_launches(
             ("x", x),
             ("other", other),
             ("signs", signs.clone()),
-            ("y", output()),
+            ("y", Argument::Output),
             ("p", parameters(block.min(LARGEST_SPAN), block <= LARGEST_SPAN)),
         ],
     }];
@@ -198,7 +196,7 @@ fn rotation_launches(
             shared: vec![],
             arguments: vec![
                 ("signs", signs.clone()),
-                ("y", output()),
+                ("y", Argument::Output),
                 ("p", parameters(distance, 2 * distance == block)),
             ],
         });
@@ -215,9 +213,9 @@ pub fn rms_norm(cols: usize, batch: usize, eps: f32) -> Launch {
         threads: NORM_THREADS,
         shared: vec![PARTIAL],
         arguments: vec![
-            ("x", input(0)),
-            ("factor", input(1)),
-            ("y", output()),
+            ("x", Argument::Input(0)),
+            ("factor", Argument::Input(1)),
+            ("y", Argument::Output),
             ("p", words(&[cols as u32, eps.to_bits()])),
         ],
     }
@@ -231,9 +229,9 @@ pub fn gated(count: usize, gelu: bool) -> Launch {
         threads: NORM_THREADS,
         shared: vec![],
         arguments: vec![
-            ("gate", input(0)),
-            ("up", input(1)),
-            ("y", output()),
+            ("gate", Argument::Input(0)),
+            ("up", Argument::Input(1)),
+            ("y", Argument::Output),
             ("count", words(&[count as u32])),
         ],
     }
@@ -249,15 +247,15 @@ fn stored(w: &Packed) -> [(&'static str, Argument); 4] {
 
 /// Rows `ids [n]` of a matrix, in the unrotated frame where there is a rotation: input 0 to the output.
 pub fn gather(w: &Packed, rotation: Option<&Rotation>, n: usize) -> Vec<Launch> {
-    let mut arguments = vec![("ids", input(0))];
+    let mut arguments = vec![("ids", Argument::Input(0))];
     arguments.extend(stored(w));
-    arguments.extend([("y", output()), ("p", shape(w.rows(), w.cols(), n, w.group()))]);
+    arguments.extend([("y", Argument::Output), ("p", shape(w.rows(), w.cols(), n, w.group()))]);
     let kernel = format!("gather_{}", w.scheme().name());
     let groups = [w.cols().div_ceil(PLAIN_THREADS), n, 1];
     let mut launches = vec![Launch { kernel, groups, threads: PLAIN_THREADS, shared: vec![], arguments }];
     if let Some(rotation) = rotation {
         // In place: a threadgroup has read its columns before it writes them.
-        launches.extend(rotation_launches(rotation, n, Before::Nothing, output(), true));
+        launches.extend(rotation_launches(rotation, n, Before::Nothing, Argument::Output, true));
     }
     launches
 }
@@ -266,7 +264,7 @@ pub fn gather(w: &Packed, rotation: Option<&Rotation>, n: usize) -> Vec<Launch> 
 pub fn transposed(l: &Packed, batch: usize) -> Launch {
     let mut arguments = stored(l).to_vec();
     let p = shape(l.rows(), l.cols(), batch, l.group());
-    arguments.extend([("z", input(0)), ("y", output()), ("p", p)]);
+    arguments.extend([("z", Argument::Input(0)), ("y", Argument::Output), ("p", p)]);
     Launch {
         kernel: format!("transposed_{}", l.scheme().name()),
         groups: [l.cols().div_ceil(PLAIN_THREADS), batch, 1],
@@ -287,8 +285,8 @@ pub fn sparse(s: &Sparse, batch: usize) -> Launch {
             ("offsets", Argument::Part(0)),
             ("columns", Argument::Part(1)),
             ("values", Argument::Part(2)),
-            ("x", input(0)),
-            ("y", output()),
+            ("x", Argument::Input(0)),
+            ("y", Argument::Output),
             ("p", shape(s.rows(), s.cols(), batch, UNIT)),
         ],
     }
@@ -317,6 +315,12 @@ pub fn attention(
         groups: [heads, n, 1],
         threads: ATTENTION_SIMDGROUPS * SIMDGROUP,
         shared: vec![mixes, 2 * ATTENTION_SIMDGROUPS * size_of::<f32>()],
-        arguments: vec![("q", input(0)), ("k", input(1)), ("v", input(2)), ("y", output()), ("p", words(&p))],
+        arguments: vec![
+            ("q", Argument::Input(0)),
+            ("k", Argument::Input(1)),
+            ("v", Argument::Input(2)),
+            ("y", Argument::Output),
+            ("p", words(&p)),
+        ],
     })
 }

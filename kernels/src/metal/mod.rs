@@ -7,6 +7,7 @@
 //! | file | its kernels |
 //! | --- | --- |
 //! | `gemv_units.metal`, `gemv_trellis.metal`, `gemv_float.metal` | products with up to 8 inputs, straight from the codes |
+//! | `gemm.metal` | products with more inputs, by matrices of a simdgroup |
 //! | `rotate.metal` | the rotation of an input, alone or behind a norm or a gated product |
 //! | `elementwise.metal` | the norm and the gated product alone |
 //! | `decode.metal` | embedding look-up, low-rank and sparse corrections |
@@ -39,5 +40,6 @@ pub const SOURCE: &str = concat!(
     file!("rotate.metal"),
     file!("elementwise.metal"),
     file!("decode.metal"),
+    file!("gemm.metal"),
     file!("attention.metal"),
 );

@@ -46,10 +46,10 @@ impl CustomOp1 for MatMul {
     #[cfg(feature = "metal")]
     fn metal_fwd(&self, storage: &MetalStorage, layout: &Layout) -> Result<(MetalStorage, Shape)> {
         let (x, batch) = super::rows_in(self.name(), storage.dtype(), layout, self.0.cols())?;
-        let (device, launches) = (storage.device(), metal::product(&self.0, batch));
+        let (device, launch) = (storage.device(), metal::product(&self.0, batch));
         let parts = self.0.resident(device)?;
         let count = batch * self.0.rows();
-        let y = device::run(self.name(), device, &launches, Some(&parts), &[(storage, x.start)], count)?;
+        let y = device::run(self.name(), device, &[launch], Some(&parts), &[(storage, x.start)], count)?;
         Ok((y, with_last_dim(layout, self.0.rows())))
     }
 }

@@ -35,15 +35,15 @@ fn check(name: &str, prompts: &[&str]) {
 
 #[test]
 fn qwen2_5_tiny() {
-    check("qwen2.5-tiny", &["p0", "p1"]);
+    check("qwen2.5-tiny", &["p0", "p3"]);
 }
 
 #[test]
 fn qwen3_tiny() {
-    check("qwen3-tiny", &["p0", "p1"]);
+    check("qwen3-tiny", &["p0", "p3"]);
 }
 
 #[test]
 fn gemma3_tiny() {
-    check("gemma3-tiny", &["p0", "p1"]);
+    check("gemma3-tiny", &["p0", "p3"]);
 }

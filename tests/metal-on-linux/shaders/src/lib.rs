@@ -96,18 +96,13 @@ impl Shaders {
         let mut reports = Vec::new();
         for launch in launches {
             self.check_arguments(launch)?;
-            let from = |(at, bytes): (*mut u8, usize), offset: usize| {
-                assert!(offset <= bytes, "{}: an offset past the end", launch.kernel);
-                // SAFETY: the offset is within the buffer, as just checked.
-                (unsafe { at.add(offset) }, bytes - offset)
-            };
             let buffers: Vec<_> = launch
                 .arguments
                 .iter()
                 .map(|(_, argument)| match argument {
                     Argument::Part(i) => parts[*i],
-                    Argument::Input { index, offset } => from(inputs[*index], *offset),
-                    Argument::Output { offset } => from(output, *offset),
+                    Argument::Input(i) => inputs[*i],
+                    Argument::Output => output,
                     Argument::Bytes(bytes) => memory.hold(bytes),
                 })
                 .collect();
@@ -144,7 +139,7 @@ impl Shaders {
                             parameter.name
                         ));
                     }
-                    if parameter.writable != matches!(argument, Argument::Output { .. }) && *bound == "y" {
+                    if parameter.writable != (*argument == Argument::Output) && *bound == "y" {
                         return Err(format!("{name}: `{bound}` is not bound to the output"));
                     }
                     if parameter.writable && *bound != "y" {

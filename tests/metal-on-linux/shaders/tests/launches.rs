@@ -16,9 +16,7 @@ fn launches() -> Vec<Launch> {
     for scheme in scheme::ALL {
         for cols in [64, 4096, 18944] {
             let w = Random::new(1).matrix(scheme.name(), 5, cols).packed;
-            for batch in 1..=9 {
-                all.extend(metal::product(&w, batch));
-            }
+            all.extend((1..=9).map(|batch| metal::product(&w, batch)));
             all.push(metal::transposed(&w, 2));
             let rotation = Rotation::new(cols, 64, 1).unwrap();
             all.extend(metal::gather(&w, Some(&rotation), 3));
@@ -26,7 +24,7 @@ fn launches() -> Vec<Launch> {
     }
     for name in ["bf16", "f16", "f32"] {
         let w = Random::new(1).matrix(name, 5, 7).packed;
-        (1..=9).for_each(|batch| all.extend(metal::product(&w, batch)));
+        all.extend((1..=9).map(|batch| metal::product(&w, batch)));
     }
     for block in (1..=15).map(|bits| 1 << bits) {
         let rotation = Rotation::new(block, block, 1).unwrap();

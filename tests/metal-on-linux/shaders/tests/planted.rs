@@ -27,7 +27,7 @@ fn product(source: &str, scheme: &str, rows: usize) -> Option<String> {
     let dense = w.packed.dequant();
     let dot = |row: &[f32]| row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
     let expected: Vec<f64> = dense.chunks(448).map(dot).collect();
-    let launches = metal::product(&w.packed, 1);
+    let launches = [metal::product(&w.packed, 1)];
     for order in ORDERS {
         match shaders.try_run(&launches, &w.parts(), &[&bytes(&x)], 4 * rows, order) {
             Err(fault) => return Some(fault),

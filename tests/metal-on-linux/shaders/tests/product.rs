@@ -1,4 +1,4 @@
-//! Products straight from the codes: every scheme, shape and batch against f64 over the scalar reference.
+//! Products: every scheme, shape and batch against f64 over the scalar reference.
 
 use shader_tests::{ORDERS, Random, Shaders, bytes, snr};
 use squish_kernels::{metal, scheme};
@@ -24,12 +24,14 @@ fn every_scheme_equals_the_reference() {
     for scheme in scheme::ALL {
         let (name, mut worst) = (scheme.name(), f64::INFINITY);
         for (i, cols) in widths(name).into_iter().enumerate() {
-            for (rows, batch) in [(1, 1), (37, 1), (16, 2), (21, 3), (8, 5), (3, 8), (17, 11)] {
+            for (rows, batch) in
+                [(1, 1), (37, 1), (16, 2), (21, 3), (8, 5), (3, 8), (17, 11), (70, 65), (1, 9)]
+            {
                 let random = &mut Random::new((rows * cols + batch) as u64);
                 let w = random.matrix(name, rows, cols);
                 let x = random.floats(batch * cols);
                 let order = ORDERS[(i + batch) % ORDERS.len()];
-                let launches = metal::product(&w.packed, batch);
+                let launches = [metal::product(&w.packed, batch)];
                 let found =
                     shaders.run(&launches, &w.parts(), &[&bytes(&x)], 4 * batch * rows, order).floats();
                 let ratio = snr(&expected(&x, &w.packed.dequant(), cols), &found);
@@ -48,7 +50,7 @@ fn orders_do_not_matter() {
         let random = &mut Random::new(3);
         let w = random.matrix(scheme.name(), 33, 192);
         let x = bytes(&random.floats(192));
-        let launches = metal::product(&w.packed, 1);
+        let launches = [metal::product(&w.packed, 1)];
         let found = ORDERS.map(|order| shaders.run(&launches, &w.parts(), &[&x], 4 * 33, order).output);
         assert!(found.iter().all(|y| *y == found[0]), "{}", scheme.name());
     }
@@ -66,7 +68,7 @@ fn codes_are_read_once_and_inputs_once_a_tile_of_rows() {
         let tile = if scheme.strip() > 1 { scheme.strip() } else { 4 };
         for batch in [1, 4] {
             let x = bytes(&random.floats(batch * cols));
-            let launches = metal::product(&w.packed, batch);
+            let launches = [metal::product(&w.packed, batch)];
             let outcome = shaders.run(&launches, &w.parts(), &[&x], 4 * batch * rows, ORDERS[0]);
             let traffic = |argument: &str| {
                 let i = launches[0]
