@@ -24,6 +24,15 @@ pub use launch::{
     transposed,
 };
 
+/// The first Metal device; `None` where there is none, or the crate is built without the feature `metal`.
+pub fn first_device() -> Option<candle_core::Device> {
+    #[cfg(feature = "metal")]
+    if !candle_metal_kernels::metal::Device::all().is_empty() {
+        return candle_core::Device::new_metal(0).ok();
+    }
+    None
+}
+
 /// A file of the library, under its own name in the compiler's messages.
 macro_rules! file {
     ($name:literal) => {
