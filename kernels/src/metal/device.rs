@@ -5,7 +5,7 @@ use candle_core::{DType, Error, MetalDevice, MetalError, MetalStorage, Result, b
 use candle_metal_kernels::metal::{ComputePipeline, Library};
 use objc2_metal::MTLSize;
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     sync::{Mutex, OnceLock, PoisonError},
 };
 
@@ -27,11 +27,13 @@ fn pipeline(device: &MetalDevice, kernel: &str) -> Result<ComputePipeline> {
     let mut devices = DEVICES.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner);
     let raw = device.metal_device();
     let id = raw.registry_id();
-    if !devices.contains_key(&id) {
-        let library = raw.new_library_with_source(SOURCE, None).map_err(MetalError::from)?;
-        devices.insert(id, Compiled { library, pipelines: HashMap::new() });
-    }
-    let compiled = devices.get_mut(&id).expect("inserted above");
+    let compiled = match devices.entry(id) {
+        Entry::Occupied(entry) => entry.into_mut(),
+        Entry::Vacant(entry) => {
+            let library = raw.new_library_with_source(SOURCE, None).map_err(MetalError::from)?;
+            entry.insert(Compiled { library, pipelines: HashMap::new() })
+        }
+    };
     if let Some(pipeline) = compiled.pipelines.get(kernel) {
         return Ok(pipeline.clone());
     }

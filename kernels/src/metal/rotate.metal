@@ -52,7 +52,7 @@ METAL_FUNC float norm_factor(
 }
 
 template <uint E, Source SOURCE>
-kernel void rotate(
+kernel void rotate_rows(
     device const float* x [[buffer(0)]],
     device const float* other [[buffer(1)]],  // the norm's factor [cols], or up [batch, cols]
     constant uint* signs [[buffer(2)]],
@@ -152,10 +152,10 @@ kernel void hadamard_pass(
 }
 
 #define ROTATE(E) \
-  template [[host_name("rotate_" #E)]] kernel decltype(rotate<E, PLAIN>) rotate<E, PLAIN>; \
-  template [[host_name("rotate_norm_" #E)]] kernel decltype(rotate<E, NORM>) rotate<E, NORM>; \
-  template [[host_name("rotate_silu_" #E)]] kernel decltype(rotate<E, SILU>) rotate<E, SILU>; \
-  template [[host_name("rotate_gelu_" #E)]] kernel decltype(rotate<E, GELU>) rotate<E, GELU>;
+  template [[host_name("rotate_" #E)]] kernel decltype(rotate_rows<E, PLAIN>) rotate_rows<E, PLAIN>; \
+  template [[host_name("rotate_norm_" #E)]] kernel decltype(rotate_rows<E, NORM>) rotate_rows<E, NORM>; \
+  template [[host_name("rotate_silu_" #E)]] kernel decltype(rotate_rows<E, SILU>) rotate_rows<E, SILU>; \
+  template [[host_name("rotate_gelu_" #E)]] kernel decltype(rotate_rows<E, GELU>) rotate_rows<E, GELU>;
 ROTATE(1)
 ROTATE(2)
 ROTATE(4)
