@@ -1,7 +1,7 @@
 //! The command line.
 
 use clap::Parser;
-use squish_engine::GenerationOptions;
+use squish_engine::{Device, GenerationOptions};
 
 /// Talk to a model.
 ///
@@ -49,8 +49,22 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1024)]
     pub max_tokens: usize,
 
+    /// Where to compute; absent, on Metal where this is built with the feature `metal` and there is such a device, else on
+    /// the CPU
+    #[arg(long, value_name = "cpu|metal")]
+    pub device: Option<DeviceChoice>,
+
     #[command(flatten)]
     pub sampling: Sampling,
+}
+
+/// A kind of device.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum DeviceChoice {
+    /// The processor.
+    Cpu,
+    /// Apple's GPU.
+    Metal,
 }
 
 /// What replaces the checkpoint's own generation options.
@@ -87,6 +101,19 @@ pub struct Sampling {
 }
 
 impl Args {
+    /// The device asked for, or the best there is.
+    ///
+    /// # Errors
+    /// When Metal is asked for and not there.
+    pub fn device(&self) -> anyhow::Result<Device> {
+        match self.device {
+            None => Ok(squish_engine::best_device()),
+            Some(DeviceChoice::Cpu) => Ok(Device::Cpu),
+            Some(DeviceChoice::Metal) => squish_engine::metal_device()
+                .ok_or_else(|| anyhow::anyhow!("no Metal device (is this built with `--features metal`?)")),
+        }
+    }
+
     /// The checkpoint's options with those of the command line in their place.
     ///
     /// # Errors

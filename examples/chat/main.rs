@@ -30,7 +30,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     let dir = model_dir::resolve(&args.model)?;
-    let builder = Pipeline::builder();
+    let builder = Pipeline::builder().device(args.device()?);
     let pipeline = args.thinking.map_or(builder.clone(), |yes| builder.thinking(yes)).build(&dir)?;
     let pipeline = pipeline.with_options(args.options(pipeline.options())?);
     let mut out = std::io::stdout();

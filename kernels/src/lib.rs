@@ -13,6 +13,7 @@
 //! | [`weight`] | [`Weight`]: packed matrix + rotation + corrections, the unit a model multiplies by |
 //! | [`arch`] | the vector kernels, one thin instance per instruction set, chosen at run time |
 //! | [`ops`] | Candle custom ops over all of these |
+//! | [`metal`] | the shaders of Apple's GPUs, and what each op launches of them |
 //!
 //! The layouts are specified bit for bit in `docs/format.md`; [`scheme::Scheme::weight`] is their
 //! scalar reference, and every fast path is property-tested against it.
@@ -34,6 +35,7 @@ mod disjoint;
 mod error;
 pub mod hadamard;
 pub mod low_rank;
+pub mod metal;
 pub mod ops;
 pub mod packed;
 pub mod quantized_batch;

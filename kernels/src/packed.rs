@@ -24,6 +24,8 @@ pub struct Packed {
     parts: Vec<Bytes>,
     /// Bytes of a row of each part.
     strides: Vec<usize>,
+    #[cfg(feature = "metal")]
+    residence: crate::metal::memory::Residence,
 }
 
 impl Packed {
@@ -68,7 +70,16 @@ impl Packed {
             }
         }
         let strides = layout.iter().map(Part::row_bytes).collect();
-        Ok(Self { scheme, rows, cols, group, parts, strides })
+        Ok(Self {
+            scheme,
+            rows,
+            cols,
+            group,
+            parts,
+            strides,
+            #[cfg(feature = "metal")]
+            residence: Default::default(),
+        })
     }
 
     /// The scheme.
@@ -94,6 +105,15 @@ impl Packed {
     /// Bytes of all parts.
     pub fn bytes(&self) -> usize {
         self.parts.iter().map(Bytes::len).sum()
+    }
+
+    /// The parts as a device sees them.
+    #[cfg(feature = "metal")]
+    pub(crate) fn resident(
+        &self,
+        device: &candle_core::MetalDevice,
+    ) -> candle_core::Result<std::sync::Arc<crate::metal::memory::Resident>> {
+        self.residence.on(device, &self.parts.iter().collect::<Vec<_>>())
     }
 
     /// The bytes of one row of a part.

@@ -63,6 +63,11 @@ impl Rotation {
         self.seed
     }
 
+    /// The signs of all inputs, a bit each from the lowest of the first word on; a set bit is a minus.
+    pub fn signs(&self) -> &[u64] {
+        &self.signs
+    }
+
     /// `x <- H D x`, for a vector of [`Rotation::cols`] values.
     pub fn apply(&self, x: &mut [f32]) {
         assert_eq!(x.len(), self.cols);

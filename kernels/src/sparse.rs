@@ -16,6 +16,8 @@ pub struct Sparse {
     offsets: Bytes,
     columns: Bytes,
     values: Bytes,
+    #[cfg(feature = "metal")]
+    residence: crate::metal::memory::Residence,
 }
 
 impl Sparse {
@@ -36,7 +38,15 @@ impl Sparse {
         if columns.len() != 2 * entries || values.len() != 2 * entries {
             return refuse("columns and values differ in length");
         }
-        let sparse = Self { rows, cols, offsets, columns, values };
+        let sparse = Self {
+            rows,
+            cols,
+            offsets,
+            columns,
+            values,
+            #[cfg(feature = "metal")]
+            residence: Default::default(),
+        };
         if sparse.offset(0) != 0 || sparse.offset(rows) != entries {
             return refuse("row offsets do not cover the entries");
         }
@@ -68,6 +78,15 @@ impl Sparse {
     /// Stored bytes.
     pub fn bytes(&self) -> usize {
         self.offsets.len() + self.columns.len() + self.values.len()
+    }
+
+    /// Offsets, columns and values as a device sees them.
+    #[cfg(feature = "metal")]
+    pub(crate) fn resident(
+        &self,
+        device: &candle_core::MetalDevice,
+    ) -> candle_core::Result<std::sync::Arc<crate::metal::memory::Resident>> {
+        self.residence.on(device, &[&self.offsets, &self.columns, &self.values])
     }
 
     /// The entries `(column, value)` of a row.

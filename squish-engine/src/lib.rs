@@ -67,8 +67,14 @@ pub use reasoning::{Part, PartStream, ReasoningSplitter};
 pub use request::ChatRequest;
 pub use sampler::Sampler;
 pub use session::Session;
-pub use squish_models::{Arithmetic, CertificateDemand};
+pub use squish_models::{Arithmetic, CertificateDemand, metal_device};
 pub use stop::StopMatcher;
 pub use stream::TextStream;
 pub use template::ChatTemplate;
 pub use tokenizer::Tokenizer;
+
+/// The device to compute on unless told otherwise: Metal's first, where this crate is built with the feature `metal` and there
+/// is one, else the CPU.
+pub fn best_device() -> Device {
+    metal_device().unwrap_or(Device::Cpu)
+}

@@ -31,7 +31,7 @@ struct Checkpoint {
 }
 
 impl Pipeline {
-    /// Loads the checkpoint directory `dir`, squished or original, on the CPU.
+    /// Loads the checkpoint directory `dir`, squished or original, on the device that [`best_device`](crate::best_device) names.
     ///
     /// # Errors
     /// An [`Error`](crate::Error) names the file and what was expected of it.
@@ -42,7 +42,7 @@ impl Pipeline {
     /// Sets device and options before loading.
     pub fn builder() -> PipelineBuilder {
         PipelineBuilder {
-            device: Device::Cpu,
+            device: crate::best_device(),
             options: None,
             demand: None,
             thinking: None,
@@ -157,7 +157,7 @@ pub struct PipelineBuilder {
 }
 
 impl PipelineBuilder {
-    /// Where to compute; the CPU unless set.
+    /// Where to compute; [`best_device`](crate::best_device) unless set.
     pub fn device(mut self, device: Device) -> Self {
         self.device = device;
         self

@@ -9,6 +9,11 @@ use super::{softmax, strided_rows};
 use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape};
 use rayon::prelude::*;
 use std::ops::Range;
+#[cfg(feature = "metal")]
+use {
+    crate::metal::{self, device},
+    candle_core::{DType, MetalStorage, backend::BackendStorage},
+};
 
 /// Positions of queries that are worked on together.
 const QUERY_BLOCK: usize = 64;
@@ -55,24 +60,66 @@ impl CustomOp3 for Attention {
             |what, storage, layout| strided_rows(&format!("{}: {what}", self.name()), storage, layout);
         let (q, k, v) =
             (heads("queries", q, q_layout)?, heads("keys", k, k_layout)?, heads("values", v, v_layout)?);
-        let fits = k.dims == v.dims
-            && q.dims[2] == k.dims[2]
-            && q.dims[1] <= k.dims[1]
-            && q.dims[0].min(k.dims[0]).min(k.dims[2]) > 0
-            && q.dims[0].is_multiple_of(k.dims[0])
-            && self.window != Some(0);
-        if !fits {
-            let Attention { window, .. } = self;
-            let (q, k, v) = (q.dims, k.dims, v.dims);
-            let message = format!(
-                "{}: queries {q:?}, keys {k:?} and values {v:?} do not fit, window {window:?}",
-                self.name()
-            );
-            return Err(Error::Msg(message).bt());
-        }
+        self.check(q.dims, k.dims, v.dims)?;
         let [heads, n, head_dim] = q.dims;
         let y = Run { op: *self, q, k, v }.all();
         Ok((CpuStorage::F32(y), (n, heads * head_dim).into()))
+    }
+
+    #[cfg(feature = "metal")]
+    fn metal_fwd(
+        &self,
+        q: &MetalStorage,
+        q_layout: &Layout,
+        k: &MetalStorage,
+        k_layout: &Layout,
+        v: &MetalStorage,
+        v_layout: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        let name = self.name();
+        let matrices = |what, storage: &MetalStorage, layout| {
+            super::strided_matrices(&format!("{name}: {what}"), storage.dtype(), layout)
+        };
+        let ((q_dims, q_stride), (k_dims, k_stride), (v_dims, v_stride)) = (
+            matrices("queries", q, q_layout)?,
+            matrices("keys", k, k_layout)?,
+            matrices("values", v, v_layout)?,
+        );
+        self.check(q_dims, k_dims, v_dims)?;
+        let [heads, n, head_dim] = q_dims;
+        let held = k.dtype();
+        let known = q.dtype() == DType::F32 && [DType::F32, DType::F16].contains(&held) && v.dtype() == held;
+        let packed = heads == 1 || q_stride == n * head_dim;
+        let strides = [k_stride, v_stride];
+        let launch = (known && packed)
+            .then(|| metal::attention(self, q_dims, [k_dims[0], k_dims[1]], strides, held == DType::F16));
+        let Some(Some(launch)) = launch else {
+            let message = format!("{name}: queries {q_dims:?} over keys in {held:?} are not for this device");
+            return Err(Error::Msg(message).bt());
+        };
+        let inputs =
+            [(q, q_layout.start_offset()), (k, k_layout.start_offset()), (v, v_layout.start_offset())];
+        let y = device::run(name, q.device(), &[launch], None, &inputs, n * heads * head_dim)?;
+        Ok((y, (n, heads * head_dim).into()))
+    }
+}
+
+impl Attention {
+    /// Whether queries, keys and values of these dimensions fit each other.
+    fn check(&self, q: [usize; 3], k: [usize; 3], v: [usize; 3]) -> Result<()> {
+        let fits = k == v
+            && q[2] == k[2]
+            && q[1] <= k[1]
+            && q[0].min(k[0]).min(k[2]) > 0
+            && q[0].is_multiple_of(k[0])
+            && self.window != Some(0);
+        if fits {
+            return Ok(());
+        }
+        let (name, window) = (self.name(), self.window);
+        let message =
+            format!("{name}: queries {q:?}, keys {k:?} and values {v:?} do not fit, window {window:?}");
+        Err(Error::Msg(message).bt())
     }
 }
 

@@ -9,6 +9,11 @@ use crate::{
 };
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
 use rayon::prelude::*;
+#[cfg(feature = "metal")]
+use {
+    crate::metal::{self, device},
+    candle_core::{MetalStorage, backend::BackendStorage},
+};
 
 /// From this batch on, decoding rows to memory costs less than what a blocked product saves.
 const LARGE_BATCH: usize = 48;
@@ -36,6 +41,16 @@ impl CustomOp1 for MatMul {
             matmul(&self.0, x, batch).map_err(candle_core::Error::wrap)?
         };
         Ok((CpuStorage::F32(y), with_last_dim(layout, self.0.rows())))
+    }
+
+    #[cfg(feature = "metal")]
+    fn metal_fwd(&self, storage: &MetalStorage, layout: &Layout) -> Result<(MetalStorage, Shape)> {
+        let (x, batch) = super::rows_in(self.name(), storage.dtype(), layout, self.0.cols())?;
+        let (device, launch) = (storage.device(), metal::product(&self.0, batch));
+        let parts = self.0.resident(device)?;
+        let count = batch * self.0.rows();
+        let y = device::run(self.name(), device, &[launch], Some(&parts), &[(storage, x.start)], count)?;
+        Ok((y, with_last_dim(layout, self.0.rows())))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Candle custom ops over packed matrices.
 //!
-//! Each op is one file with its CPU implementation; a Metal or CUDA backend adds `metal_fwd` or
-//! `cuda_fwd` beside it. Until then Candle's defaults answer, with an error that names the op.
+//! Each op is one file with its CPU implementation and, behind the feature `metal`, that for Apple's GPUs beside it. Where
+//! an op has none for a device, Candle's defaults answer, with an error that names the op.
 
 mod attention;
 mod gather;
@@ -26,42 +26,42 @@ pub use sparse::SparseMatMul;
 pub use swiglu::SwiGlu;
 pub use transposed::TransposedMatMul;
 
-use candle_core::{CpuStorage, Error, Layout, Result};
+use candle_core::{CpuStorage, DType, Error, Layout, Result};
+use std::ops::Range;
 
-/// The contiguous f32 matrix `[batch, cols]` behind a storage, and its batch size.
+/// Where the contiguous f32 matrix `[batch, cols]` of a layout lies among its storage's elements, and its batch size.
 ///
 /// Leading dimensions are folded into the batch.
+fn rows_in(op: &str, dtype: DType, layout: &Layout, cols: usize) -> Result<(Range<usize>, usize)> {
+    let refuse =
+        |what: &str| Err(Error::Msg(format!("{op}: input {:?} {dtype:?} {what}", layout.dims())).bt());
+    if dtype != DType::F32 {
+        return refuse("must be F32");
+    }
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        return refuse("must be contiguous");
+    };
+    match layout.dims() {
+        [.., last] if *last == cols => Ok((start..end, (end - start) / cols)),
+        _ => refuse(&format!("must have {cols} columns")),
+    }
+}
+
+/// The contiguous f32 matrix `[batch, cols]` behind a storage, and its batch size.
 fn rows_of<'a>(
     op: &str,
     storage: &'a CpuStorage,
     layout: &Layout,
     cols: usize,
 ) -> Result<(&'a [f32], usize)> {
-    let refuse = |what: &str| {
-        let (dims, dtype) = (layout.dims(), storage_dtype(storage));
-        Err(Error::Msg(format!("{op}: input {dims:?} {dtype:?} {what}")).bt())
-    };
-    let CpuStorage::F32(values) = storage else {
-        return refuse("must be F32");
-    };
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        return refuse("must be contiguous");
-    };
-    match layout.dims() {
-        [.., last] if *last == cols => Ok((&values[start..end], (end - start) / cols)),
-        _ => refuse(&format!("must have {cols} columns")),
-    }
+    let (range, batch) = rows_in(op, storage_dtype(storage), layout, cols)?;
+    Ok((&storage.as_slice::<f32>()?[range], batch))
 }
 
-/// The f32 matrices behind a storage of three dimensions, of which only the first may have gaps.
-fn strided_rows<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<attention::Matrices<'a>> {
-    let refuse = |what: &str| {
-        let (dims, dtype) = (layout.dims(), storage_dtype(storage));
-        Err(Error::Msg(format!("{op} {dims:?} {dtype:?} {what}")).bt())
-    };
-    let CpuStorage::F32(values) = storage else {
-        return refuse("must be F32");
-    };
+/// Matrices of a layout of three dimensions, of which only the first may have gaps: its dimensions, and the elements from
+/// the start of one matrix to that of the next.
+fn strided_matrices(op: &str, dtype: DType, layout: &Layout) -> Result<([usize; 3], usize)> {
+    let refuse = |what: &str| Err(Error::Msg(format!("{op} {:?} {dtype:?} {what}", layout.dims())).bt());
     let (&[count, rows, cols], &[stride, between_rows, between]) = (layout.dims(), layout.stride()) else {
         return refuse("must have three dimensions");
     };
@@ -70,11 +70,20 @@ fn strided_rows<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Resul
     if !contiguous || (count > 1 && stride < rows * cols) {
         return refuse("must be contiguous matrices");
     }
-    let values = &values[layout.start_offset()..];
-    Ok(attention::Matrices { values, dims: [count, rows, cols], stride })
+    Ok(([count, rows, cols], stride))
 }
 
-fn storage_dtype(storage: &CpuStorage) -> candle_core::DType {
+/// The f32 matrices behind a storage of three dimensions, of which only the first may have gaps.
+fn strided_rows<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<attention::Matrices<'a>> {
+    let CpuStorage::F32(values) = storage else {
+        let (dims, dtype) = (layout.dims(), storage_dtype(storage));
+        return Err(Error::Msg(format!("{op} {dims:?} {dtype:?} must be F32")).bt());
+    };
+    let (dims, stride) = strided_matrices(op, DType::F32, layout)?;
+    Ok(attention::Matrices { values: &values[layout.start_offset()..], dims, stride })
+}
+
+fn storage_dtype(storage: &CpuStorage) -> DType {
     use candle_core::backend::BackendStorage;
     storage.dtype()
 }

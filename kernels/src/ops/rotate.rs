@@ -5,6 +5,11 @@ use crate::Rotation;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
 use rayon::prelude::*;
 use std::sync::Arc;
+#[cfg(feature = "metal")]
+use {
+    crate::metal::{self, device},
+    candle_core::{MetalStorage, backend::BackendStorage},
+};
 
 /// `x [.., cols] -> H D x`, f32, each row on its own.
 #[derive(Debug)]
@@ -27,5 +32,13 @@ impl CustomOp1 for Rotate {
             y.par_chunks_mut(self.0.cols()).for_each(|row| self.0.apply(row));
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    #[cfg(feature = "metal")]
+    fn metal_fwd(&self, storage: &MetalStorage, layout: &Layout) -> Result<(MetalStorage, Shape)> {
+        let (x, batch) = super::rows_in(self.name(), storage.dtype(), layout, self.0.cols())?;
+        let launches = metal::rotate(&self.0, batch, metal::Before::Nothing);
+        let y = device::run(self.name(), storage.device(), &launches, None, &[(storage, x.start)], x.len())?;
+        Ok((y, layout.shape().clone()))
     }
 }

@@ -5,6 +5,11 @@ use crate::team;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape};
 use pulp::Arch;
 use rayon::prelude::*;
+#[cfg(feature = "metal")]
+use {
+    crate::metal::{self, device},
+    candle_core::{MetalStorage, backend::BackendStorage},
+};
 
 /// Values that one thread works on; fewer are not worth a second thread.
 const CHUNK: usize = 1 << 11;
@@ -28,10 +33,7 @@ impl CustomOp2 for SwiGlu {
         let cols = gate_layout.dims().last().copied().unwrap_or(0);
         let (gate, _) = rows_of(self.name(), gate, gate_layout, cols)?;
         let (up, _) = rows_of(self.name(), up, up_layout, cols)?;
-        if gate.len() != up.len() {
-            let (name, gate, up) = (self.name(), gate_layout.dims(), up_layout.dims());
-            return Err(candle_core::Error::Msg(format!("{name}: {gate:?} and {up:?} differ")).bt());
-        }
+        check_lengths(self.name(), gate_layout, up_layout)?;
         let mut y = gate.to_vec();
         let work = |i: usize, y: &mut [f32]| multiply(y, &up[i * CHUNK..][..y.len()]);
         match y.len() / cols.max(1) {
@@ -40,6 +42,31 @@ impl CustomOp2 for SwiGlu {
         }
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
     }
+
+    #[cfg(feature = "metal")]
+    fn metal_fwd(
+        &self,
+        gate: &MetalStorage,
+        gate_layout: &Layout,
+        up: &MetalStorage,
+        up_layout: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        let cols = gate_layout.dims().last().copied().unwrap_or(0);
+        let (gates, _) = super::rows_in(self.name(), gate.dtype(), gate_layout, cols)?;
+        let (ups, _) = super::rows_in(self.name(), up.dtype(), up_layout, cols)?;
+        check_lengths(self.name(), gate_layout, up_layout)?;
+        let inputs = [(gate, gates.start), (up, ups.start)];
+        let launch = metal::gated(gates.len(), false);
+        let y = device::run(self.name(), gate.device(), &[launch], None, &inputs, gates.len())?;
+        Ok((y, gate_layout.shape().clone()))
+    }
+}
+
+fn check_lengths(name: &str, gate: &Layout, up: &Layout) -> Result<()> {
+    if gate.shape().elem_count() == up.shape().elem_count() {
+        return Ok(());
+    }
+    Err(candle_core::Error::Msg(format!("{name}: {:?} and {:?} differ", gate.dims(), up.dims())).bt())
 }
 
 fn multiply(gate: &mut [f32], up: &[f32]) {

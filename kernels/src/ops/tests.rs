@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::{Input, LowRank, Packed, Rotation, Sparse, Weight, scheme};
-use candle_core::{CustomOp1, DType, Device, MetalStorage, Tensor};
+use candle_core::{CudaStorage, CustomOp1, DType, Device, Tensor};
 use proptest::prelude::*;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::sync::Arc;
@@ -164,7 +164,7 @@ fn an_absent_backend_names_the_op() {
     ];
     for op in ops {
         let layout = Layout::contiguous((1, 64));
-        let metal = op.metal_fwd(&MetalStorage, &layout).unwrap_err().to_string();
-        assert!(metal.contains("metal") && metal.contains(op.name()), "{metal}");
+        let cuda = op.cuda_fwd(&CudaStorage, &layout).unwrap_err().to_string();
+        assert!(cuda.contains("cuda") && cuda.contains(op.name()), "{cuda}");
     }
 }

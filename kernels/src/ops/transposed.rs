@@ -3,6 +3,11 @@
 use super::{rows_of, with_last_dim};
 use crate::Packed;
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
+#[cfg(feature = "metal")]
+use {
+    crate::metal::{self, device},
+    candle_core::{MetalStorage, backend::BackendStorage},
+};
 
 /// `z [.., rank] -> y [.., cols]`, f32.
 #[derive(Debug)]
@@ -27,5 +32,15 @@ impl CustomOp1 for TransposedMatMul {
             }
         }
         Ok((CpuStorage::F32(y), with_last_dim(layout, cols)))
+    }
+
+    #[cfg(feature = "metal")]
+    fn metal_fwd(&self, storage: &MetalStorage, layout: &Layout) -> Result<(MetalStorage, Shape)> {
+        let (z, batch) = super::rows_in(self.name(), storage.dtype(), layout, self.0.rows())?;
+        let (device, launch) = (storage.device(), metal::transposed(&self.0, batch));
+        let parts = self.0.resident(device)?;
+        let count = batch * self.0.cols();
+        let y = device::run(self.name(), device, &[launch], Some(&parts), &[(storage, z.start)], count)?;
+        Ok((y, with_last_dim(layout, self.0.cols())))
     }
 }

@@ -1,0 +1,94 @@
+// y [batch, rows] = x [batch, cols] W^T for batch <= 8 and the trellis codes tcq2, tcq3, tcq4, tcq5.
+//
+// Reads     codes [ceil(rows / 16), cols / 16 tiles of 32 K bytes], scales f16 [rows], table i8 [256], x f32.
+// Grid      rows / 16 threadgroups of 4 simdgroups; they share 16 rows and take turns at runs of 4 tiles.
+// Moves     each code once, x once for 16 rows (from the cache): K/8 bytes a weight.
+// Aims at   the memory's bandwidth: 32 lanes read 128 K consecutive bytes at a time.
+//
+// Weight i of a tile, row by row, is table[8 bits from bit K i on]. Lane l takes rows 2 (l % 8) and 2 (l % 8) + 1 of tile
+// l / 8 of the run: 32 weights in K words. The last windows reach up to 8 - K bits into the next lane's first
+// word, or around the tile's end into its first.
+
+constant constexpr uint TRELLIS_SIMDGROUPS = 4;
+
+// Window i of the 32 that begin in `words`, of which the last is the next lane's first.
+template <uint K>
+METAL_FUNC uint window(thread const uint* words, uint i) {
+  const uint at = K * i / 32, shift = K * i % 32;
+  const uint above = shift > 24 ? words[at + 1] << (32 - shift) : 0;
+  return ((words[at] >> shift) | above) & 255;
+}
+
+template <uint K, uint N>
+kernel void gemv_trellis(
+    device const uint* codes [[buffer(0)]],
+    device const half* scales [[buffer(1)]],
+    constant char* table [[buffer(2)]],
+    device const float* x [[buffer(3)]],
+    device float* y [[buffer(4)]],
+    constant Product& p [[buffer(5)]],
+    threadgroup float* levels [[threadgroup(0)]],
+    threadgroup float* partial [[threadgroup(1)]],  // [TRELLIS_SIMDGROUPS, N, 16]
+    uint strip [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  for (uint i = thread_index; i < 256; i += 32 * TRELLIS_SIMDGROUPS) levels[i] = float(table[i]);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+
+  const uint tiles = p.cols / 16;
+  float sums[2][N] = {};
+  for (uint start = 4 * simdgroup; start < tiles; start += 4 * TRELLIS_SIMDGROUPS) {
+    const uint tile = start + lane / 8;
+    const bool inside = tile < tiles;
+    uint words[K + 1] = {};
+    if (inside) {
+      device const uint* here = codes + ((strip * tiles + tile) * 8 + lane % 8) * K;
+      #pragma clang loop unroll(full)
+      for (uint i = 0; i < K; i++) words[i] = here[i];
+    }
+    words[K] = simd_shuffle(words[0], ushort((lane & ~7u) | ((lane + 1) & 7u)));
+    float level[32];
+    #pragma clang loop unroll(full)
+    for (uint i = 0; i < 32; i++) level[i] = levels[window<K>(words, i)];
+    for (uint n = 0; n < N; n++) {
+      if (inside && n < p.batch) {
+        device const float4* from = (device const float4*)(x + n * p.cols + 16 * tile);
+        #pragma clang loop unroll(full)
+        for (uint q = 0; q < 4; q++) {
+          const float4 four = from[q];
+          for (uint b = 0; b < 4; b++) {
+            sums[0][n] += level[4 * q + b] * four[b];
+            sums[1][n] += level[16 + 4 * q + b] * four[b];
+          }
+        }
+      }
+    }
+  }
+  // Lanes that are 8 apart hold parts of the same rows; so do the simdgroups.
+  for (uint r = 0; r < 2; r++) {
+    for (uint n = 0; n < N; n++) {
+      float sum = sums[r][n];
+      sum += simd_shuffle_xor(sum, ushort(8));
+      sum += simd_shuffle_xor(sum, ushort(16));
+      if (lane < 8) partial[(simdgroup * N + n) * 16 + 2 * lane + r] = sum;
+    }
+  }
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  for (uint i = thread_index; i < 16 * N; i += 32 * TRELLIS_SIMDGROUPS) {
+    const uint row = 16 * strip + i % 16, n = i / 16;
+    if (row < p.rows && n < p.batch) {
+      float sum = 0;
+      for (uint s = 0; s < TRELLIS_SIMDGROUPS; s++) sum += partial[s * 16 * N + i];
+      y[n * p.rows + row] = sum * (float(scales[row]) / 32);
+    }
+  }
+}
+
+#define TRELLIS(K, N) \
+  template [[host_name("gemv_tcq" #K "_" #N)]] kernel decltype(gemv_trellis<K, N>) gemv_trellis<K, N>;
+#define TRELLIS_ALL(N) TRELLIS(2, N) TRELLIS(3, N) TRELLIS(4, N) TRELLIS(5, N)
+TRELLIS_ALL(1)
+TRELLIS_ALL(2)
+TRELLIS_ALL(4)
+TRELLIS_ALL(8)

@@ -1,0 +1,163 @@
+// The randomised Hadamard rotation y = H D x of rows of `cols` values, alone or of what a step before it makes:
+// a root-mean-square norm, or the gated product of an MLP. So the value that is rotated is never stored.
+//
+// Reads     x f32 [batch, cols] (and a second operand), signs 1 bit a column (lowest first, a set bit is a minus).
+// Grid      (cols / span, batch) threadgroups of S simdgroups; a threadgroup transforms `span` = 32 S E columns, for
+//           E values a thread: one block of 64 to 4096, or as many smaller blocks as fit in 32 columns.
+// Moves     x once (with a norm, the row once more for its mean square, from the cache), y once.
+// Aims at   the time of a dispatch: rows are short.
+//
+// Passes of distance 1 to 16 shuffle between lanes, those within a thread's values need nothing, and those between
+// simdgroups trade places with the latter once, through threadgroup memory.
+
+struct Rotation {
+  uint cols;
+  uint block;       // of the transform here: at most 4096
+  float norm;       // 1 / sqrt(block), of the whole block
+  float eps;        // of the norm
+  uint signs_first;
+  uint signs_last;
+};
+
+// What is rotated.
+enum Source { PLAIN, NORM, SILU, GELU };
+
+// A set bit is a minus: the sign bit of an f32 is its highest.
+METAL_FUNC float signed_by(constant uint* signs, uint col, float v) {
+  return as_type<float>(as_type<uint>(v) ^ ((signs[col / 32] >> (col % 32)) << 31));
+}
+
+// x / (1 + e^-x), without overflow.
+METAL_FUNC float silu(float x) {
+  const float e = exp(-abs(x));
+  return x * (x >= 0 ? 1.0f : e) / (1 + e);
+}
+
+// x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))). The fast tanh is no number for large arguments.
+METAL_FUNC float gelu(float x) {
+  return 0.5f * x * (1 + precise::tanh(0.7978845608028654f * (x + 0.044715f * x * x * x)));
+}
+
+// 1 / sqrt(mean(x^2) + eps) of a row, in every thread of a threadgroup. `partial` holds 32 values.
+METAL_FUNC float norm_factor(
+    device const float* x, uint cols, float eps, threadgroup float* partial,
+    uint thread_index, uint threads, uint simdgroup, uint lane) {
+  float sum = 0;
+  for (uint i = thread_index; i < cols; i += threads) sum += x[i] * x[i];
+  sum = simd_sum(sum);
+  if (lane == 0) partial[simdgroup] = sum;
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  sum = simd_sum(lane < threads / 32 ? partial[lane] : 0.0f);
+  return rsqrt(sum / cols + eps);
+}
+
+template <uint E, Source SOURCE>
+kernel void rotate_rows(
+    device const float* x [[buffer(0)]],
+    device const float* other [[buffer(1)]],  // the norm's factor [cols], or up [batch, cols]
+    constant uint* signs [[buffer(2)]],
+    device float* y [[buffer(3)]],
+    constant Rotation& p [[buffer(4)]],
+    threadgroup float* exchange [[threadgroup(0)]],  // span
+    threadgroup float* partial [[threadgroup(1)]],   // 32
+    uint2 group [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  device const float* row = x + group.y * p.cols;
+  const uint first = group.x * 32 * simdgroups * E;
+  float factor = 1;
+  if (SOURCE == NORM) {
+    factor = norm_factor(row, p.cols, p.eps, partial, thread_index, 32 * simdgroups, simdgroup, lane);
+  }
+
+  // Value e of a thread is column lane + 32 (simdgroup + simdgroups e).
+  float v[E];
+  #pragma clang loop unroll(full)
+  for (uint e = 0; e < E; e++) {
+    const uint col = first + lane + 32 * (simdgroup + simdgroups * e);
+    v[e] = 0;
+    if (col < p.cols) {
+      v[e] = row[col];
+      if (SOURCE == NORM) v[e] *= factor * other[col];
+      if (SOURCE == SILU) v[e] = silu(v[e]) * other[group.y * p.cols + col];
+      if (SOURCE == GELU) v[e] = gelu(v[e]) * other[group.y * p.cols + col];
+      if (p.signs_first) v[e] = signed_by(signs, col, v[e]);
+    }
+    for (uint distance = 1; distance < min(p.block, 32u); distance *= 2) {
+      const float there = simd_shuffle_xor(v[e], ushort(distance));
+      v[e] = lane & distance ? there - v[e] : v[e] + there;
+    }
+  }
+  #pragma clang loop unroll(full)
+  for (uint distance = 1; distance < E; distance *= 2) {
+    #pragma clang loop unroll(full)
+    for (uint e = 0; e < E; e++) {
+      if (e & distance) continue;
+      const float low = v[e], high = v[e + distance];
+      v[e] = low + high;
+      v[e + distance] = low - high;
+    }
+  }
+  // Afterwards value e is that of simdgroup e % S, value simdgroup E / S + e / S before.
+  const uint own = E / simdgroups;
+  if (simdgroups > 1) {
+    #pragma clang loop unroll(full)
+    for (uint e = 0; e < E; e++) exchange[lane + 32 * (simdgroup + simdgroups * e)] = v[e];
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+    #pragma clang loop unroll(full)
+    for (uint e = 0; e < E; e++) {
+      v[e] = exchange[lane + 32 * (e % simdgroups + simdgroups * (simdgroup * own + e / simdgroups))];
+    }
+    #pragma clang loop unroll(full)
+    for (uint distance = 1; distance < E; distance *= 2) {
+      if (distance < simdgroups) {
+        #pragma clang loop unroll(full)
+        for (uint e = 0; e < E; e++) {
+          if (e & distance) continue;
+          const float low = v[e], high = v[e + distance];
+          v[e] = low + high;
+          v[e + distance] = low - high;
+        }
+      }
+    }
+  }
+  #pragma clang loop unroll(full)
+  for (uint e = 0; e < E; e++) {
+    const uint col = first + lane + 32 * (e % simdgroups + simdgroups * (simdgroup * own + e / simdgroups));
+    if (col < p.cols) {
+      const float value = v[e] * p.norm;
+      y[group.y * p.cols + col] = p.signs_last ? signed_by(signs, col, value) : value;
+    }
+  }
+}
+
+// One pass of distance `block` over rows of y, in place: what blocks above 4096 need besides.
+kernel void hadamard_pass(
+    constant uint* signs [[buffer(0)]],
+    device float* y [[buffer(1)]],
+    constant Rotation& p [[buffer(2)]],
+    uint2 at [[thread_position_in_grid]]) {
+  if (at.x >= p.cols / 2) return;
+  const uint col = at.x / p.block * 2 * p.block + at.x % p.block;
+  device float* row = y + at.y * p.cols;
+  float low = row[col] + row[col + p.block], high = row[col] - row[col + p.block];
+  if (p.signs_last) {
+    low = signed_by(signs, col, low);
+    high = signed_by(signs, col + p.block, high);
+  }
+  row[col] = low;
+  row[col + p.block] = high;
+}
+
+#define ROTATE(E) \
+  template [[host_name("rotate_" #E)]] kernel decltype(rotate_rows<E, PLAIN>) rotate_rows<E, PLAIN>; \
+  template [[host_name("rotate_norm_" #E)]] kernel decltype(rotate_rows<E, NORM>) rotate_rows<E, NORM>; \
+  template [[host_name("rotate_silu_" #E)]] kernel decltype(rotate_rows<E, SILU>) rotate_rows<E, SILU>; \
+  template [[host_name("rotate_gelu_" #E)]] kernel decltype(rotate_rows<E, GELU>) rotate_rows<E, GELU>;
+ROTATE(1)
+ROTATE(2)
+ROTATE(4)
+ROTATE(8)
+ROTATE(16)

@@ -1,0 +1,66 @@
+//! What can be said of shaders and launches without running them.
+
+use shader_runner::lint;
+use shader_tests::{Random, Shaders};
+use squish_kernels::{
+    Rotation, Sparse,
+    metal::{self, Before, Launch},
+    ops::Attention,
+    scheme,
+};
+use std::collections::BTreeSet;
+
+/// Launches of every kind.
+fn launches() -> Vec<Launch> {
+    let mut all = Vec::new();
+    for scheme in scheme::ALL {
+        for cols in [64, 4096, 18944] {
+            let w = Random::new(1).matrix(scheme.name(), 5, cols).packed;
+            all.extend((1..=9).map(|batch| metal::product(&w, batch)));
+            all.push(metal::transposed(&w, 2));
+            let rotation = Rotation::new(cols, 64, 1).unwrap();
+            all.extend(metal::gather(&w, Some(&rotation), 3));
+        }
+    }
+    for name in ["bf16", "f16", "f32"] {
+        let w = Random::new(1).matrix(name, 5, 7).packed;
+        all.extend((1..=9).map(|batch| metal::product(&w, batch)));
+    }
+    for block in (1..=15).map(|bits| 1 << bits) {
+        let rotation = Rotation::new(block, block, 1).unwrap();
+        for before in [Before::Nothing, Before::Norm { eps: 1e-6 }, Before::Silu, Before::Gelu] {
+            all.extend(metal::rotate(&rotation, 2, before));
+        }
+    }
+    let op = Attention { scale: 1.0, softcap: None, window: None };
+    for head_dim in (1..=256).step_by(15) {
+        for half in [false, true] {
+            all.extend(metal::attention(&op, [4, 2, head_dim], [2, 9], [9 * head_dim; 2], half));
+        }
+    }
+    let sparse = Sparse::new(2, 3, vec![0; 12].into(), vec![].into(), vec![].into()).unwrap();
+    all.push(metal::sparse(&sparse, 1));
+    all.push(metal::rms_norm(5, 1, 1e-6));
+    all.extend([false, true].map(|gelu| metal::gated(9, gelu)));
+    all
+}
+
+/// Names and order of arguments, writes, threads and threadgroup memory within Metal's limits; and no kernel that no op
+/// launches.
+#[test]
+fn launches_and_kernels_agree() {
+    let shaders = Shaders::new();
+    let launches = launches();
+    for launch in &launches {
+        shaders.check_arguments(launch).unwrap();
+    }
+    let launched: BTreeSet<&str> = launches.iter().map(|launch| launch.kernel.as_str()).collect();
+    let there: BTreeSet<&str> = shaders.kernels().iter().map(|kernel| kernel.name.as_str()).collect();
+    assert_eq!(launched, there);
+    println!("{} kernels, {} launches", there.len(), launches.len());
+}
+
+#[test]
+fn pointers_stay_in_their_address_spaces() {
+    lint::address_spaces(metal::SOURCE).unwrap_or_else(|e| panic!("{e}"));
+}

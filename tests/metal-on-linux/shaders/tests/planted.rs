@@ -1,0 +1,146 @@
+//! Faults planted on purpose, each of which a test must find.
+
+use shader_runner::{Order, lint};
+use shader_tests::{ORDERS, Random, Shaders, bytes, snr};
+use squish_kernels::{
+    Rotation,
+    metal::{self, Before},
+};
+
+/// Files of the project's shaders, in which `what`, which is there once, is replaced.
+fn planted(files: &[&str], what: &str, with: &str) -> String {
+    let mut source = String::new();
+    for file in metal::SOURCE.split("#line 1 ").skip(1) {
+        if files.iter().any(|name| file.starts_with(&format!("\"{name}\""))) {
+            source.push_str(&format!("#line 1 {file}"));
+        }
+    }
+    assert_eq!(source.matches(what).count(), 1, "`{what}` is there once");
+    source.replace(what, with)
+}
+
+/// What a test of a product in this scheme finds, if anything.
+fn product(source: &str, scheme: &str, rows: usize) -> Option<String> {
+    let shaders = Shaders::of(source).unwrap_or_else(|e| panic!("{e}"));
+    let random = &mut Random::new(1);
+    let (w, x) = (random.matrix(scheme, rows, 448), random.floats(448));
+    let dense = w.packed.dequant();
+    let dot = |row: &[f32]| row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+    let expected: Vec<f64> = dense.chunks(448).map(dot).collect();
+    let launches = [metal::product(&w.packed, 1)];
+    for order in ORDERS {
+        match shaders.try_run(&launches, &w.parts(), &[&bytes(&x)], 4 * rows, order) {
+            Err(fault) => return Some(fault),
+            Ok(found) => {
+                let ratio = snr(&expected, &found.floats());
+                if ratio.is_nan() || ratio < 100.0 {
+                    return Some(format!("{ratio:.0} dB in order {order:?}"));
+                }
+            }
+        }
+    }
+    None
+}
+
+const TRELLIS: [&str; 2] = ["common.metal", "gemv_trellis.metal"];
+const UNITS: [&str; 2] = ["common.metal", "gemv_units.metal"];
+
+#[track_caller]
+fn found(fault: Option<String>, expected: &str) {
+    let fault = fault.expect("the fault is found");
+    println!("{fault}");
+    assert!(fault.contains(expected), "found otherwise: {fault}");
+}
+
+#[test]
+fn the_sources_as_they_are_have_none() {
+    assert_eq!(product(metal::SOURCE, "tcq3", 37), None);
+    assert_eq!(product(metal::SOURCE, "int3", 37), None);
+}
+
+#[test]
+fn a_barrier_left_out() {
+    let barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);";
+    let fill = "levels[i] = float(table[i]);\n  ";
+    let source = planted(&TRELLIS, &format!("{fill}{barrier}"), fill);
+    found(product(&source, "tcq2", 16), "a race with a store: threadgroup memory 0");
+    let source = planted(
+        &TRELLIS,
+        &format!("{barrier}\n  for (uint i = thread_index; i < 16 * N"),
+        "for (uint i = thread_index; i < 16 * N",
+    );
+    found(product(&source, "tcq2", 16), "a race with a store: threadgroup memory 1");
+
+    let files = ["common.metal", "rotate.metal"];
+    let source = planted(&files, &format!("= v[e];\n    {barrier}"), "= v[e];\n");
+    let shaders = Shaders::of(&source).unwrap();
+    let rotation = Rotation::new(512, 512, 1).unwrap();
+    let x = bytes(&Random::new(1).floats(512));
+    let launches = metal::rotate(&rotation, 1, Before::Nothing);
+    found(shaders.try_run(&launches, &[], &[&x], 2048, Order::Forward).err(), "a race");
+}
+
+#[test]
+fn a_tail_one_too_long() {
+    let source = planted(&TRELLIS, "row < p.rows && n < p.batch", "row <= p.rows && n < p.batch");
+    found(product(&source, "tcq4", 37), "an access out of bounds");
+    let source = planted(&UNITS, "lane == 0 && row < p.rows", "lane == 0 && row <= p.rows");
+    found(product(&source, "int8", 37), "an access out of bounds");
+}
+
+#[test]
+fn two_buffer_indices_swapped() {
+    let there = "device const float* x [[buffer(3)]],\n    device float* y [[buffer(4)]]";
+    let source =
+        planted(&TRELLIS, there, "device const float* x [[buffer(4)]],\n    device float* y [[buffer(3)]]");
+    found(product(&source, "tcq2", 16), "buffer 4 is `x`, bound is `y`");
+}
+
+#[test]
+fn lanes_that_part_ways() {
+    let there = "const uint tiles = p.cols / 16;";
+    let source = planted(&TRELLIS, there, "const uint tiles = p.cols / 16;\n  if (lane > 20) return;");
+    found(product(&source, "tcq2", 16), "a simd operation after a lane has returned");
+    let source = planted(
+        &TRELLIS,
+        "sum += simd_shuffle_xor(sum, ushort(16));",
+        "if (lane < 16) sum += simd_shuffle_xor(sum, ushort(16));",
+    );
+    found(product(&source, "tcq2", 16), "lanes at different simd operations");
+}
+
+#[test]
+fn a_load_that_is_not_aligned() {
+    let source = planted(&TRELLIS, "+ 16 * tile);", "+ 16 * tile + 1);");
+    found(product(&source, "tcq2", 16), "an access that is not aligned");
+}
+
+#[test]
+fn a_wrong_bit() {
+    let source =
+        planted(&TRELLIS, "const uint at = K * i / 32,", "const uint at = i == 31 ? 0 : K * i / 32,");
+    found(product(&source, "tcq2", 16), "dB");
+    let source = planted(&UNITS, ">> (16 * (q % 2) + b)) & 1) << 2", ">> (16 * (q % 2) + b)) & 1) << 1");
+    found(product(&source, "int3", 16), "dB");
+}
+
+#[test]
+fn pointers_into_another_address_space() {
+    let files = ["common.metal", "rotate.metal"];
+    for (what, with) in [
+        ("device const float* row = x +", "threadgroup const float* row = x +"),
+        ("  device float* row = y +", "  float* row = y +"),
+        ("float eps, threadgroup float* partial,", "float eps, device float* partial,"),
+        ("METAL_FUNC float gelu(float x)", "METAL_FUNC float gelu(thread float& x)"),
+    ] {
+        let source = planted(&files, what, with);
+        let refused = match with.contains("gelu") {
+            // Called from another file.
+            true => {
+                lint::address_spaces(&planted(&[&files[..], &["elementwise.metal"]].concat(), what, with))
+            }
+            false => lint::address_spaces(&source),
+        };
+        assert!(refused.is_err(), "{with}");
+    }
+}
