@@ -8,6 +8,7 @@
 ///
 /// # Panics
 /// When `block` is not a power of two or does not divide the length.
+#[inline(always)]
 pub fn transform_blocks(values: &mut [f32], block: usize) {
     assert!(block.is_power_of_two() && values.len().is_multiple_of(block));
     let norm = 1.0 / (block as f32).sqrt();
@@ -18,6 +19,7 @@ pub fn transform_blocks(values: &mut [f32], block: usize) {
 }
 
 /// The unnormalised transform of one run, whose length is a power of two.
+#[inline(always)]
 fn butterflies(run: &mut [f32]) {
     let mut half = 1;
     if run.len() >= 8 {
@@ -39,12 +41,16 @@ fn butterflies(run: &mut [f32]) {
 /// The passes of distance 1, 2 and 4 over eight values.
 #[inline(always)]
 fn eight(v: &mut [f32; 8]) {
-    let [a, b, c, d, e, f, g, h] = *v;
-    let (a, b, c, d) = (a + b, a - b, c + d, c - d);
-    let (e, f, g, h) = (e + f, e - f, g + h, g - h);
-    let (a, b, c, d) = (a + c, b + d, a - c, b - d);
-    let (e, f, g, h) = (e + g, f + h, e - g, f - h);
-    *v = [a + e, b + f, c + g, d + h, a - e, b - f, c - g, d - h];
+    *v = pass::<4>(pass::<2>(pass::<1>(*v)));
+}
+
+/// One pass over eight values: the lower of a pair becomes their sum, the higher their difference. As shuffles of a register, not as
+/// sums of single values.
+#[inline(always)]
+fn pass<const HALF: usize>(v: [f32; 8]) -> [f32; 8] {
+    let other: [f32; 8] = std::array::from_fn(|i| v[i ^ HALF]);
+    let mine: [f32; 8] = std::array::from_fn(|i| if i & HALF == 0 { v[i] } else { -v[i] });
+    std::array::from_fn(|i| mine[i] + other[i])
 }
 
 #[cfg(test)]

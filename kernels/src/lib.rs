@@ -37,15 +37,18 @@ pub mod low_rank;
 pub mod metal;
 pub mod ops;
 pub mod packed;
+pub mod quantized_batch;
 pub mod quantized_input;
 pub mod rotation;
 pub mod scheme;
 pub mod sparse;
+mod team;
 pub mod weight;
 
 pub use error::{Error, Result};
 pub use low_rank::LowRank;
 pub use packed::Packed;
+pub use quantized_batch::QuantizedBatch;
 pub use quantized_input::QuantizedInput;
 pub use rotation::Rotation;
 pub use sparse::Sparse;

@@ -123,6 +123,12 @@ impl Packed {
         &self.parts[part][row * stride..][..stride]
     }
 
+    /// The bytes of some rows of a part.
+    pub(crate) fn some_rows(&self, part: usize, rows: std::ops::Range<usize>) -> &[u8] {
+        let stride = self.strides[part];
+        &self.parts[part][rows.start * stride..rows.end * stride]
+    }
+
     /// The `index`-th f16 of one row of a part.
     #[inline(always)]
     pub fn f16(&self, part: usize, row: usize, index: usize) -> f32 {

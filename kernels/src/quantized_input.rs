@@ -25,23 +25,35 @@ impl QuantizedInput {
     /// The nearest such input. A group that holds what is no finite number has the scale NaN.
     pub fn new(x: &[f32]) -> Self {
         let groups = x.len().div_ceil(GROUP);
-        let mut found = Self {
-            values: vec![0; groups * GROUP],
-            scales: Vec::with_capacity(groups),
-            sums: Vec::with_capacity(groups),
-        };
-        for (x, values) in x.chunks(GROUP).zip(found.values.as_chunks_mut::<GROUP>().0) {
-            let most = x.iter().fold(0.0f32, |most, v| most.max(v.abs()));
-            let finite = x.iter().all(|v| v.is_finite());
-            found.scales.push(if finite { most / 127.0 } else { f32::NAN });
-            let inverse = if finite && most > 0.0 { 127.0 / most } else { 0.0 };
-            for (value, x) in values.iter_mut().zip(x) {
-                *value = nearest(x * inverse);
-            }
-            let halves = values.as_chunks::<HALF>().0;
-            found.sums.push([0, 1].map(|half: usize| halves[half].iter().map(|&v| i32::from(v)).sum()));
-        }
+        let mut found =
+            Self { values: vec![0; groups * GROUP], scales: vec![0.0; groups], sums: vec![[0; 2]; groups] };
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || found.round(x),
+        );
         found
+    }
+
+    #[inline(always)]
+    fn round(&mut self, x: &[f32]) {
+        let (whole, rest) = x.as_chunks::<GROUP>();
+        let mut last = [0.0; GROUP];
+        last[..rest.len()].copy_from_slice(rest);
+        let groups = whole.iter().chain(std::iter::once(&last).filter(|_| !rest.is_empty()));
+        let values = self.values.as_chunks_mut::<GROUP>().0.iter_mut();
+        for (((x, values), scale), sums) in groups.zip(values).zip(&mut self.scales).zip(&mut self.sums) {
+            // Magnitudes are ordered as their bits are, with what is not finite above all that is.
+            let most = x.iter().fold(0, |most, v| most.max(v.to_bits() & !(1 << 31)));
+            let (most, finite) = (f32::from_bits(most), most < f32::INFINITY.to_bits());
+            *scale = if finite { most / 127.0 } else { f32::NAN };
+            // Of numbers so small that this would be infinite, nothing is left.
+            let inverse = Some(127.0 / most).filter(|inverse| finite && inverse.is_finite()).unwrap_or(0.0);
+            let rounded = x.map(|x| nearest(x * inverse));
+            *values = rounded.map(|value| value as i8);
+            for (sum, half) in sums.iter_mut().zip(rounded.as_chunks::<HALF>().0) {
+                *sum = half.iter().map(|&value| i32::from(value as i8)).sum();
+            }
+        }
     }
 
     /// The values, a multiple of [`GROUP`].
@@ -60,12 +72,12 @@ impl QuantizedInput {
     }
 }
 
-/// The nearest integer of a number of magnitude 127 or less (a little more, by rounding); of NaN, any.
+/// The nearest integer of a number of magnitude 127 or less (a little more, by rounding), in the lowest eight bits; of NaN, any.
 #[inline(always)]
-fn nearest(v: f32) -> i8 {
+fn nearest(v: f32) -> i32 {
     // Adding 1.5 * 2^23 rounds to an integer, which the last bits of the sum then hold.
     const ROUND: f32 = 12_582_912.0;
-    ((v + ROUND).to_bits().wrapping_sub(ROUND.to_bits())) as i8
+    (v + ROUND).to_bits().wrapping_sub(ROUND.to_bits()).cast_signed()
 }
 
 #[cfg(test)]
@@ -96,6 +108,8 @@ mod tests {
     fn zeros_and_what_is_no_number() {
         let q = QuantizedInput::new(&[0.0; 70]);
         assert!(q.values().iter().all(|&v| v == 0) && q.scales() == [0.0, 0.0]);
+        let tiny = QuantizedInput::new(&[1e-40; 64]);
+        assert!(tiny.values().iter().all(|&v| v == 0) && tiny.scales()[0].is_finite());
         for bad in [f32::NAN, f32::INFINITY] {
             let mut x = [1.0; 128];
             x[65] = bad;

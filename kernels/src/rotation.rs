@@ -67,8 +67,13 @@ impl Rotation {
 
     /// `x <- H D x`, for a vector of [`Rotation::cols`] values.
     pub fn apply(&self, x: &mut [f32]) {
-        self.flip(x);
-        hadamard::transform_blocks(x, self.block);
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || {
+                self.flip(x);
+                hadamard::transform_blocks(x, self.block);
+            },
+        );
     }
 
     /// `x <- D H x`, the inverse of [`Rotation::apply`].
@@ -77,6 +82,7 @@ impl Rotation {
         self.flip(x);
     }
 
+    #[inline(always)]
     fn flip(&self, x: &mut [f32]) {
         assert_eq!(x.len(), self.cols);
         for (run, &signs) in x.chunks_mut(64).zip(&self.signs) {

@@ -1,16 +1,17 @@
 //! The weight of a linear layer or an embedding, as a model holds it.
 
 use crate::{
-    Error, LowRank, Packed, QuantizedInput, Result, Rotation, Sparse,
-    ops::{Gather, MatMul, MatVec, Rotate, SparseMatMul, TransposedMatMul},
+    Error, LowRank, Packed, QuantizedBatch, QuantizedInput, Result, Rotation, Sparse,
+    ops::{Gather, MatMat, MatMul, MatVec, Rotate, SparseMatMul, TransposedMatMul},
 };
-use candle_core::{CpuStorage, Error as CandleError, Result as CandleResult, Storage, Tensor};
+use candle_core::{CpuStorage, D, Error as CandleError, Result as CandleResult, Storage, Tensor};
 use std::{cell::RefCell, sync::Arc};
 
-/// How a matrix is multiplied by a single input, as every step of decoding does. Batches are always multiplied in f32.
+/// How a matrix is multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arithmetic {
-    /// The input is rounded to eight bits ([`QuantizedInput`]), the products are of integers: what is fast.
+    /// Inputs are rounded to eight bits ([`QuantizedInput`]) and the products are of integers, where that is faster: for a single input,
+    /// as every step of decoding has, everywhere; for a batch, on processors with instructions for it.
     Int8,
     /// The input as it is, products in f32: what is exact.
     #[default]
@@ -118,21 +119,18 @@ impl Weight {
 
     /// `y [batch, rows] = x [batch, cols] W^T`, both f32.
     ///
-    /// Large batches are summed in another order than single inputs: outputs agree to rounding, not to the bit. With
-    /// [`Arithmetic::Int8`], a single input is rounded first.
+    /// Large batches are summed in another order than single inputs: outputs agree to rounding, not to the bit.
     ///
     /// # Errors
     /// When the input is not a contiguous f32 tensor `[batch, cols]` or its device has no such op.
     pub fn forward(&self, input: &Input) -> CandleResult<Tensor> {
         let x = input.rotated(self.rotation.as_ref())?;
-        let integers = self.arithmetic == Arithmetic::Int8
-            && x.elem_count() == self.cols()
-            && x.device().is_cpu()
-            && self.packed.scheme().has_integer_dot();
         let weight = self.packed.clone();
-        let mut y = if integers {
-            let input = input.quantized(self.rotation.as_ref(), &x)?;
-            x.apply_op1_no_bwd(&MatVec { weight, input })?
+        let mut y = if self.is_single_product(input) {
+            self.single_product(&[self], input)?
+        } else if self.arithmetic == Arithmetic::Int8 && x.device().is_cpu() && MatMat::suits(&weight) {
+            let inputs = input.quantized_batch(self.rotation.as_ref(), &x)?;
+            x.apply_op1_no_bwd(&MatMat { weight, inputs })?
         } else {
             x.apply_op1_no_bwd(&MatMul(weight))?
         };
@@ -144,6 +142,43 @@ impl Weight {
             y = (y + x.apply_op1_no_bwd(&SparseMatMul(sparse.clone()))?)?;
         }
         Ok(y)
+    }
+
+    /// [`Weight::forward`] of several matrices of one input. A single input is multiplied by all of them in one go, where nothing but the
+    /// packed matrices is to be added up.
+    ///
+    /// # Errors
+    /// As [`Weight::forward`].
+    pub fn forward_together(weights: &[&Self], input: &Input) -> CandleResult<Vec<Tensor>> {
+        let plain = |w: &&Self| w.is_single_product(input) && w.low_rank.is_none() && w.sparse.is_none();
+        let [first, rest @ ..] = weights else { return Ok(Vec::new()) };
+        if !weights.iter().all(plain) || rest.iter().any(|w| w.rotation != first.rotation) {
+            return weights.iter().map(|weight| weight.forward(input)).collect();
+        }
+        let y = first.single_product(weights, input)?;
+        let mut start = 0;
+        let parts = weights.iter().map(|weight| {
+            let part = y.narrow(D::Minus1, start, weight.rows());
+            start += weight.rows();
+            part
+        });
+        parts.collect()
+    }
+
+    /// Whether the input is multiplied by the packed matrix in integers, and on its own.
+    fn is_single_product(&self, input: &Input) -> bool {
+        self.arithmetic == Arithmetic::Int8
+            && input.plain.elem_count() == self.cols()
+            && input.plain.device().is_cpu()
+            && self.packed.scheme().integers().is_some()
+    }
+
+    /// The products of packed matrices with a single input under this one's rotation, one after the other.
+    fn single_product(&self, weights: &[&Self], input: &Input) -> CandleResult<Tensor> {
+        let x = input.rotated(self.rotation.as_ref())?;
+        let input = input.quantized(self.rotation.as_ref(), &x)?;
+        let weights = weights.iter().map(|weight| weight.packed.clone()).collect();
+        x.apply_op1_no_bwd(&MatVec { weights, input })
     }
 
     /// Rows of the matrix in the unrotated frame, `[n, cols]` f32 for `ids [n]` u32: an embedding look-up.
@@ -184,16 +219,18 @@ impl Weight {
 pub struct Input {
     plain: Tensor,
     rotated: RefCell<Option<(Arc<Rotation>, Tensor)>>,
-    quantized: RefCell<Option<Quantized>>,
+    quantized: Rounded<QuantizedInput>,
+    quantized_batch: Rounded<QuantizedBatch>,
 }
 
 /// A quantised input, and the rotation that it is under.
-type Quantized = (Option<Arc<Rotation>>, Arc<QuantizedInput>);
+type Rounded<T> = RefCell<Option<(Option<Arc<Rotation>>, Arc<T>)>>;
 
 impl Input {
     /// An input that no linear has rotated yet.
     pub fn new(plain: Tensor) -> Self {
-        Self { plain, rotated: RefCell::new(None), quantized: RefCell::new(None) }
+        let (rotated, quantized, quantized_batch) = Default::default();
+        Self { plain, rotated, quantized, quantized_batch }
     }
 
     /// The input as it was given.
@@ -217,18 +254,38 @@ impl Input {
 
     /// `x`, which is this input under the rotation, in eight bits.
     fn quantized(&self, rotation: Option<&Arc<Rotation>>, x: &Tensor) -> CandleResult<Arc<QuantizedInput>> {
-        if let Some((held, quantized)) = &*self.quantized.borrow()
-            && held.as_ref() == rotation
-        {
-            return Ok(quantized.clone());
-        }
-        let (storage, layout) = x.storage_and_layout();
-        let values = match (&*storage, layout.contiguous_offsets()) {
-            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
-            _ => return Err(CandleError::Msg("an input in eight bits must be contiguous f32".into()).bt()),
-        };
-        let quantized = Arc::new(QuantizedInput::new(values));
-        *self.quantized.borrow_mut() = Some((rotation.cloned(), quantized.clone()));
-        Ok(quantized)
+        held_or(&self.quantized, rotation, x, QuantizedInput::new)
     }
+
+    /// `x`, which is this batch of inputs under the rotation, in eight bits.
+    fn quantized_batch(
+        &self,
+        rotation: Option<&Arc<Rotation>>,
+        x: &Tensor,
+    ) -> CandleResult<Arc<QuantizedBatch>> {
+        let cols = x.dim(D::Minus1)?;
+        held_or(&self.quantized_batch, rotation, x, |values| QuantizedBatch::new(values, cols))
+    }
+}
+
+/// What is held for this rotation; else what `round` makes of the values of `x`, held from now on.
+fn held_or<T>(
+    held: &Rounded<T>,
+    rotation: Option<&Arc<Rotation>>,
+    x: &Tensor,
+    round: impl Fn(&[f32]) -> T,
+) -> CandleResult<Arc<T>> {
+    if let Some((of, rounded)) = &*held.borrow()
+        && of.as_ref() == rotation
+    {
+        return Ok(rounded.clone());
+    }
+    let (storage, layout) = x.storage_and_layout();
+    let values = match (&*storage, layout.contiguous_offsets()) {
+        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
+        _ => return Err(CandleError::Msg("an input in eight bits must be contiguous f32".into()).bt()),
+    };
+    let rounded = Arc::new(round(values));
+    *held.borrow_mut() = Some((rotation.cloned(), rounded.clone()));
+    Ok(rounded)
 }

@@ -31,7 +31,7 @@ use std::{
 };
 
 /// Files of a checkpoint, beside configuration and weights, that are copied where present.
-const COPIED_FILES: &[&str] = &[
+pub(crate) const COPIED_FILES: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
     "generation_config.json",
@@ -242,7 +242,7 @@ fn placeholder_manifests(plan: &Plan, recipe: &Recipe, certificate: &Certificate
 }
 
 /// Configuration, index and the files that are copied as they are.
-fn write_small_files(
+pub(crate) fn write_small_files(
     checkpoint: &Checkpoint,
     plan: &Plan,
     options: &Options,

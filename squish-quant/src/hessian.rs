@@ -11,8 +11,8 @@
 //!
 //! So columns are coded from left to right, each making up for the errors before it: see [`crate::feedback`].
 
-use crate::encode::Metric;
-use faer::{Accum, Mat, MatMut, MatRef, Par, Side, linalg::matmul::matmul};
+use crate::{cholesky, encode::Metric};
+use faer::{Accum, Mat, MatMut, MatRef, Par, linalg::matmul::matmul};
 use rayon::prelude::*;
 use squish_kernels::Rotation;
 
@@ -76,16 +76,14 @@ impl Hessian {
         if mean <= 0.0 || !mean.is_finite() {
             return None;
         }
-        faer::set_global_parallelism(Par::Seq);
         // Rounding may leave a Hessian of few inputs indefinite by more than the damping.
         let lower = [1.0, 9.0, 90.0].iter().find_map(|more| {
             (0..n).for_each(|i| self.0[(i, i)] += more * damping * mean);
             // With both orders reversed, lower triangular factors become upper triangular ones.
-            let reversed = self.0.transpose().reverse_rows_and_cols();
-            faer::linalg::solvers::Llt::new(reversed, Side::Lower).ok()
+            let mut reversed = self.0.transpose().reverse_rows_and_cols().to_owned();
+            cholesky::factor(&mut reversed).then_some(reversed)
         })?;
         drop(self);
-        let lower = lower.L();
         let mut columns = vec![0.0; n * n];
         columns.par_chunks_mut(n).enumerate().for_each(|(c, column)| {
             (0..=c).for_each(|r| column[r] = lower[(n - 1 - r, n - 1 - c)]);

@@ -21,6 +21,8 @@
 //! | [`guard`] | what families of models are known not to bear |
 //! | [`plan`] | what becomes of each tensor, and where in the output it goes |
 //! | [`output`] | safetensors files written in place, and directories that appear complete or not at all |
+//! | [`synth`] | checkpoints of a true shape with random weights, for measurements of speed and memory |
+//! | `cholesky` | the factor of a large matrix, by all threads |
 //! | [`certificate`] | what was measured, written into the checkpoint |
 //! | [`mod@inspect`] | true bits of a checkpoint |
 //! | [`eval`] | what the checkpoint predicts: nats per token, divergence from the original, answers |
@@ -28,6 +30,7 @@
 mod allocate;
 pub mod calibrate;
 pub mod certificate;
+mod cholesky;
 mod compress;
 pub mod encode;
 mod error;
@@ -47,6 +50,7 @@ mod resume;
 mod source;
 pub mod sparse;
 mod stream;
+pub mod synth;
 pub mod viterbi;
 
 pub use compress::{Options, Report, compress};
@@ -54,5 +58,6 @@ pub use error::{Error, Result};
 pub use eval::{Divergence, Perplexity, Reference, Windows, divergence, kl, perplexity};
 pub use fit::{Memory, Target};
 pub use inspect::{Inspection, inspect};
-pub use progress::{Progress, Silent};
+pub use progress::{Progress, Silent, peak_memory};
 pub use recipe::Recipe;
+pub use synth::Synthetic;

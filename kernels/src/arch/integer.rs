@@ -1,31 +1,14 @@
-//! Integer dot products: int8 levels of weights with int8 activations, summed in i32, times scales in f32.
+//! Integer dot products of trellis codes: int8 levels with int8 activations, summed in i32, times scales in f32.
 //!
 //! Sums of integers are exact, so that instances differ by no more than the order in which groups are added up.
 
-use super::tiles::row_bits;
+use super::{tiles::row_bits, units::dot};
 use crate::{
-    quantized_input::{GROUP, HALF, QuantizedInput},
-    scheme::{CodeUnit, TILE, UNIT, Unit2, Unit3, Unit4},
+    quantized_input::{GROUP, QuantizedInput},
+    scheme::TILE,
 };
 
-const _: () = assert!(UNIT == GROUP && GROUP.is_multiple_of(TILE));
-
-/// A run of units of 64 codes of one row, and what they are multiplied with.
-#[derive(Debug, Clone, Copy)]
-pub struct UnitRun<'a> {
-    /// Bits of a code: 2, 3, 4, or 8 where the codes are the levels.
-    pub bits: usize,
-    /// The codes, `8 * bits` bytes a unit.
-    pub codes: &'a [u8],
-    /// The level of each code below 16.
-    pub table: &'a [i8; 16],
-    /// What the products of each half of a unit are multiplied by.
-    pub scales: &'a [[f32; 2]],
-    /// The values of the input, 64 a unit.
-    pub values: &'a [i8],
-    /// Their sums.
-    pub sums: &'a [[i32; 2]],
-}
+const _: () = assert!(GROUP.is_multiple_of(TILE));
 
 /// A strip of 16 rows of a trellis code, and what it is multiplied with.
 #[derive(Debug, Clone, Copy)]
@@ -40,25 +23,8 @@ pub struct TileRun<'a> {
     pub x: &'a QuantizedInput,
 }
 
-/// An instance of [`units_dot`].
-pub type UnitsDot = fn(UnitRun) -> f32;
-
 /// An instance of [`tiles_dot`].
 pub type TilesDot = fn(TileRun) -> [f32; TILE];
-
-impl UnitRun<'_> {
-    /// Number of units.
-    ///
-    /// # Panics
-    /// When the lengths do not belong together.
-    #[inline(always)]
-    pub(super) fn check(&self) -> usize {
-        let units = self.scales.len();
-        assert!(matches!(self.bits, 2 | 3 | 4 | 8) && self.codes.len() == units * 8 * self.bits);
-        assert!(self.values.len() == units * UNIT && self.sums.len() == units);
-        units
-    }
-}
 
 impl TileRun<'_> {
     /// Number of tiles.
@@ -74,32 +40,6 @@ impl TileRun<'_> {
         assert!(x.values().len() == groups * GROUP && x.scales().len() == groups && x.sums().len() == groups);
         tiles
     }
-}
-
-/// `sum over units of scale * (levels . values)`, half unit by half unit: the portable instance.
-pub fn units_dot(run: UnitRun) -> f32 {
-    #[inline(always)]
-    fn levels<U: CodeUnit>(unit: &[u8], table: &[i8; 16]) -> [i8; UNIT] {
-        let mut codes = [0; UNIT];
-        U::unpack(unit, &mut codes);
-        codes.map(|code| table[usize::from(code & 15)])
-    }
-    run.check();
-    let mut sum = 0.0;
-    let units = run.codes.chunks_exact(8 * run.bits).zip(run.values.as_chunks::<UNIT>().0);
-    for ((unit, values), scales) in units.zip(run.scales) {
-        let levels = match run.bits {
-            2 => levels::<Unit2>(unit, run.table),
-            3 => levels::<Unit3>(unit, run.table),
-            4 => levels::<Unit4>(unit, run.table),
-            _ => std::array::from_fn(|i| unit[i] as i8),
-        };
-        let halves = levels.as_chunks::<HALF>().0.iter().zip(values.as_chunks::<HALF>().0);
-        for ((levels, values), scale) in halves.zip(scales) {
-            sum += scale * dot(levels, values) as f32;
-        }
-    }
-    sum
 }
 
 /// `sum over groups of x.scales * (levels . x.values)` for each of the 16 rows: the portable instance.
@@ -131,11 +71,6 @@ pub fn tiles_dot(run: TileRun) -> [f32; TILE] {
     }
 }
 
-#[inline(always)]
-fn dot<const N: usize>(levels: &[i8; N], values: &[i8; N]) -> i32 {
-    levels.iter().zip(values).map(|(&level, &value)| i32::from(level) * i32::from(value)).sum()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,37 +83,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_instance_of_units_equals_the_definition(
-            bits in prop::sample::select(vec![2usize, 3, 4, 8]), units in 0..20usize, table: [i8; 16],
-            codes in prop::collection::vec(any::<u8>(), 20 * 64),
-            x in prop::collection::vec(-3f32..3., 20 * 64), scales in prop::collection::vec(any::<[i8; 2]>(), 20),
-        ) {
-            let codes = &codes[..units * 8 * bits];
-            let scales: Vec<[f32; 2]> = scales[..units].iter().map(|s| s.map(|s| f32::from(s) / 16.0)).collect();
-            let x = QuantizedInput::new(&x[..units * 64]);
-            let (mut expected, mut size) = (0.0, 0.0);
-            for (u, unit) in codes.chunks_exact(8 * bits).enumerate() {
-                for c in 0..64 {
-                    let level = match bits {
-                        2 => table[usize::from(Unit2::code(unit, c))],
-                        3 => table[usize::from(Unit3::code(unit, c))],
-                        4 => table[usize::from(Unit4::code(unit, c))],
-                        _ => unit[c] as i8,
-                    };
-                    let product = f64::from(scales[u][c / 32]) * f64::from(level) * f64::from(x.values()[64 * u + c]);
-                    expected += product;
-                    size += product.abs();
-                }
-            }
-            let run = UnitRun { bits, codes, table: &table, scales: &scales, values: x.values(), sums: x.sums() };
-            for kernels in arch::available() {
-                let found = (kernels.units_dot)(run);
-                prop_assert!(near(found, expected, size), "{}: {found} {expected}", kernels.isa);
-            }
-        }
-
-        #[test]
-        fn every_instance_of_tiles_equals_the_definition(
+        fn every_instance_equals_the_definition(
             bits in 2..6usize, tiles in 0..23usize, table in prop::collection::vec(any::<i8>(), 256),
             codes in prop::collection::vec(any::<u8>(), 23 * 160), x in prop::collection::vec(-3f32..3., 23 * 16),
         ) {
@@ -213,19 +118,6 @@ mod tests {
                 for kernels in arch::available() {
                     let run = TileRun { bits: 2, table: &[level; 256], codes: &[0x5a; 16 * 64], x: &x };
                     for found in (kernels.tiles_dot)(run) {
-                        assert!((found - expected).abs() < 0.1, "{}: {found} {expected}", kernels.isa);
-                    }
-                    for bits in [2, 8] {
-                        let codes = vec![level as u8; 4 * 8 * bits];
-                        let run = UnitRun {
-                            bits,
-                            codes: &codes,
-                            table: &[level; 16],
-                            scales: &[[x.scales()[0]; 2]; 4],
-                            values: x.values(),
-                            sums: x.sums(),
-                        };
-                        let found = (kernels.units_dot)(run);
                         assert!((found - expected).abs() < 0.1, "{}: {found} {expected}", kernels.isa);
                     }
                 }

@@ -10,8 +10,10 @@
 
 pub mod generic;
 pub mod integer;
+pub mod level_panel;
 pub mod scalar;
 pub mod tiles;
+pub mod units;
 pub mod vector;
 
 #[cfg(target_arch = "aarch64")]
@@ -23,8 +25,10 @@ use crate::{Error, Result, scheme::UNIT};
 use std::sync::OnceLock;
 
 pub use generic::Panel;
-pub use integer::{TileRun, TilesDot, UnitRun, UnitsDot};
+pub use integer::{TileRun, TilesDot};
+pub use level_panel::{LevelPanel, PanelKernels};
 pub use tiles::Tiles;
+pub use units::{UnitRows, UnitsDot};
 
 /// An instance of [`generic::panel_dot`].
 pub type PanelDot = fn(Panel, &mut [f32]);
@@ -46,10 +50,12 @@ pub struct Kernels {
     pub lookup: Lookup,
     /// Levels of tiles of a trellis code, times their rows' scales.
     pub tiles: DecodeTiles,
-    /// Integer dot products of a row's codes.
+    /// Integer dot products of rows of units.
     pub units_dot: UnitsDot,
     /// Integer dot products of a strip of tiles.
     pub tiles_dot: TilesDot,
+    /// Integer products with a batch of inputs, where they are faster than those of floats.
+    pub panels: Option<PanelKernels>,
 }
 
 /// The instances that the running processor can execute, best first.

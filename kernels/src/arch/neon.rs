@@ -5,6 +5,7 @@ use super::{
     generic::{self, Panel},
     integer,
     tiles::{Tiles, Windows, row_bits},
+    units,
     vector::Vector,
 };
 use crate::scheme::UNIT;
@@ -17,8 +18,9 @@ pub fn kernels() -> Option<Kernels> {
         panel_dot,
         lookup,
         tiles: decode_tiles,
-        units_dot: integer::units_dot,
+        units_dot: units::units_dot,
         tiles_dot: integer::tiles_dot,
+        panels: None,
     })
 }
 

@@ -3,7 +3,7 @@
 use super::{
     Kernels,
     generic::{self, Panel},
-    integer, tiles,
+    integer, tiles, units,
     vector::Vector,
 };
 
@@ -13,8 +13,9 @@ pub const KERNELS: Kernels = Kernels {
     panel_dot,
     lookup: generic::lookup,
     tiles: tiles::decode,
-    units_dot: integer::units_dot,
+    units_dot: units::units_dot,
     tiles_dot: integer::tiles_dot,
+    panels: None,
 };
 
 impl Vector for [f32; 8] {

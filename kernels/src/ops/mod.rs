@@ -4,7 +4,9 @@
 //! an op has none for a device, Candle's defaults answer, with an error that names the op.
 
 mod attention;
+mod disjoint;
 mod gather;
+mod matmat;
 mod matmul;
 mod matvec;
 mod rotate;
@@ -15,8 +17,9 @@ mod transposed;
 
 pub use attention::Attention;
 pub use gather::Gather;
+pub use matmat::{MatMat, matmat};
 pub use matmul::MatMul;
-pub use matvec::MatVec;
+pub use matvec::{MatVec, matvec};
 pub use rotate::Rotate;
 pub use sparse::SparseMatMul;
 pub use swiglu::SwiGlu;

@@ -12,9 +12,9 @@
 //! Parts: `codes` U8 `[rows, cols * bits / 8]` in units of 64 codes, `scales` F16 `[rows, cols / group]`.
 
 use super::{
-    CodeUnit, PANEL_COLS, Part, PartType, Scheme, UNIT, Unit2, Unit3, Unit4, refuse_units, units_dot::Units,
+    CodeUnit, Integers, PANEL_COLS, Part, PartType, Scheme, UNIT, Unit2, Unit3, Unit4, refuse_units,
 };
-use crate::{Packed, QuantizedInput, arch};
+use crate::{Packed, arch};
 use std::{marker::PhantomData, ops::Range};
 
 /// What an integer level is divided by.
@@ -99,16 +99,8 @@ impl<U: CodeUnit> Scheme for Gaussian<U> {
         m.f16(1, row, col / m.group()) * (f32::from(level) / LEVEL_UNIT)
     }
 
-    fn integer_levels(&self) -> &'static [i8] {
-        self.levels
-    }
-
-    fn has_integer_dot(&self) -> bool {
-        true
-    }
-
-    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
-        Units { bits: U::BITS, table: self.table(), level_unit: LEVEL_UNIT }.dot(m, first, x, out);
+    fn integers(&self) -> Option<Integers> {
+        Some(Integers::Units { bits: U::BITS, table: self.table(), level_unit: LEVEL_UNIT, minima: None })
     }
 
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {

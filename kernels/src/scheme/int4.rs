@@ -9,11 +9,8 @@
 //! Parts: `codes` U8 `[rows, cols / 2]` in units of 64 codes (two groups: the first in the low
 //! nibbles, the second in the high ones), `scales` and `mins` F16 `[rows, cols / 32]`: 5.0 bits a weight.
 
-use super::{
-    CodeUnit, PANEL_COLS, Part, PartType, Scheme, UNIT, Unit4,
-    units_dot::{Units, minima_dot},
-};
-use crate::{Packed, QuantizedInput};
+use super::{CodeUnit, Integers, PANEL_COLS, Part, PartType, Scheme, UNIT, Unit4};
+use crate::Packed;
 use std::ops::Range;
 
 /// Weights that share a scale and a minimum.
@@ -69,16 +66,13 @@ impl Scheme for Int4 {
         m.f16(2, row, col / GROUP) + m.f16(1, row, col / GROUP) * (code / CODE_UNIT)
     }
 
-    fn has_integer_dot(&self) -> bool {
-        true
-    }
-
-    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
-        let table = std::array::from_fn(|code| code as i8);
-        Units { bits: 4, table, level_unit: CODE_UNIT }.dot(m, first, x, out);
-        for (r, out) in out.iter_mut().enumerate() {
-            *out += minima_dot(m, 2, first + r, x);
-        }
+    fn integers(&self) -> Option<Integers> {
+        Some(Integers::Units {
+            bits: 4,
+            table: std::array::from_fn(|code| code as i8),
+            level_unit: CODE_UNIT,
+            minima: Some(2),
+        })
     }
 
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {

@@ -6,8 +6,8 @@
 //!
 //! Parts: `codes` I8 `[rows, cols]`, `scales` F16 `[rows, cols / group]`. In groups of 128: 8.125 bits.
 
-use super::{PANEL_COLS, Part, PartType, Scheme, refuse_units, units_dot::Units};
-use crate::{Packed, QuantizedInput};
+use super::{Integers, PANEL_COLS, Part, PartType, Scheme, refuse_units};
+use crate::Packed;
 use std::ops::Range;
 
 /// What a code is divided by.
@@ -52,12 +52,8 @@ impl Scheme for Int8 {
         m.f16(1, row, col / m.group()) * (code / CODE_UNIT)
     }
 
-    fn has_integer_dot(&self) -> bool {
-        true
-    }
-
-    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
-        Units { bits: 8, table: [0; 16], level_unit: CODE_UNIT }.dot(m, first, x, out);
+    fn integers(&self) -> Option<Integers> {
+        Some(Integers::Units { bits: 8, table: [0; 16], level_unit: CODE_UNIT, minima: None })
     }
 
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {

@@ -12,17 +12,18 @@ mod float;
 mod gaussian;
 mod int4;
 mod int8;
+mod integers;
 pub mod trellis;
 mod units;
-mod units_dot;
 
-use crate::{Error, Packed, QuantizedInput, Result};
+use crate::{Error, Packed, Result};
 use std::ops::Range;
 
 pub use float::{BF16, Element, F16, F32, Float};
 pub use gaussian::{Gaussian, INT3, INT4R, NF2};
 pub use int4::{INT4, Int4};
 pub use int8::{INT8, Int8};
+pub use integers::Integers;
 pub use trellis::{LEVEL_UNIT, TCQ2, TCQ3, TCQ4, TCQ5, TILE, TILE_WEIGHTS, Trellis};
 pub use units::{CodeUnit, UNIT, Unit2, Unit3, Unit4};
 
@@ -135,23 +136,9 @@ pub trait Scheme: Sync + std::fmt::Debug {
     /// The value of one weight: the layout's scalar reference, written to be read.
     fn weight(&self, m: &Packed, row: usize, col: usize) -> f32;
 
-    /// The integer levels that codes, or windows of them, are looked up in; none where a code is its own level.
-    fn integer_levels(&self) -> &'static [i8] {
-        &[]
-    }
-
-    /// Whether [`Scheme::integer_dot`] is there.
-    fn has_integer_dot(&self) -> bool {
-        false
-    }
-
-    /// `out[r] = W[first + r] . x` by integer dot products of levels and values, for at most [`PANEL_ROWS`] rows from a multiple of that on.
-    ///
-    /// # Panics
-    /// When the scheme has none, or `x` is not as long as a row.
-    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
-        let _ = (m, first, x, out);
-        unreachable!("{} has no integer dot product", self.name())
+    /// How its matrices consist of integers; `None` where they do not, and products are of floats.
+    fn integers(&self) -> Option<Integers> {
+        None
     }
 
     /// Decodes `rows` x `cols` into `out`, whose rows lie [`PANEL_COLS`] apart.

@@ -76,9 +76,8 @@ impl Attention {
         let x = Input::new(x);
         // [n, heads * head_dim] -> [heads, n, head_dim]
         let split = |t: Tensor, heads: usize| t.reshape((n, heads, head_dim))?.transpose(0, 1)?.contiguous();
-        let mut q = split(self.q.forward(&x)?, heads)?;
-        let mut k = split(self.k.forward(&x)?, kv_heads)?;
-        let v = split(self.v.forward(&x)?, kv_heads)?;
+        let [q, k, v] = Linear::forward_together([&self.q, &self.k, &self.v], &x)?;
+        let (mut q, mut k, v) = (split(q, heads)?, split(k, kv_heads)?, split(v, kv_heads)?);
         if let Some((q_norm, k_norm)) = &self.head_norms {
             (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
         }

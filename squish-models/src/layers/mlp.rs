@@ -50,7 +50,7 @@ impl GatedMlp {
     /// When a tensor operation fails.
     pub fn forward(&self, x: Tensor) -> candle_core::Result<Tensor> {
         let x = Input::new(x);
-        let (gate, up) = (self.gate.forward(&x)?, self.up.forward(&x)?);
+        let [gate, up] = Linear::forward_together([&self.gate, &self.up], &x)?;
         let gated = match self.activation {
             Activation::Silu => gate.apply_op2_no_bwd(&up, &SwiGlu)?,
             Activation::GeluTanh => (gate.gelu()? * up)?,

@@ -6,6 +6,7 @@ mod memory_size;
 mod progress;
 mod report;
 mod smoke;
+mod synth;
 
 use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
@@ -37,6 +38,7 @@ enum Command {
     Perplexity(Perplexity),
     Eval(eval::Eval),
     Smoke(smoke::Smoke),
+    Synth(synth::Synth),
     Recipes(Recipes),
 }
 
@@ -185,6 +187,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Eval(args) => args.run(),
         Command::Smoke(args) => args.run(),
+        Command::Synth(args) => args.run(),
         Command::Recipes(Recipes { name: None }) => print(&report::recipes()?),
         Command::Recipes(Recipes { name: Some(name) }) => {
             let text = Recipe::text(&name).with_context(|| format!("no built-in recipe `{name}`"))?;
@@ -249,7 +252,7 @@ impl Compress {
         drop(bar);
         if self.json {
             let mut json = serde_json::to_value(&report)?;
-            json["peak_memory_bytes"] = serde_json::json!(progress::peak_memory());
+            json["peak_memory_bytes"] = serde_json::json!(squish_quant::peak_memory());
             print_json(&json)
         } else {
             print(&report::compression(&report, Path::new(&self.out)))

@@ -107,7 +107,7 @@ pub fn compression(report: &Report, out: &Path) -> String {
             megabytes(memory.working_bytes),
         );
     }
-    let peak = super::progress::peak_memory().map(|b| format!(", peak memory {} MB", b / 1_000_000));
+    let peak = squish_quant::peak_memory().map(|b| format!(", peak memory {} MB", b / 1_000_000));
     let _ = writeln!(text, "wrote {} in {:.1} s{}", out.display(), report.seconds, peak.unwrap_or_default());
     text
 }

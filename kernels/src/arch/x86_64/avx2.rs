@@ -1,28 +1,32 @@
 //! AVX2 with fused multiply-add: eight lanes.
 
+use super::avx2_units::{products, sum_pairs};
 use crate::arch::{
     Kernels,
     generic::{self, Panel},
-    integer::{TileRun, UnitRun},
+    integer::TileRun,
     tiles::{Tiles, Windows, row_bits},
+    units::UnitRows,
     vector::Vector,
 };
 use crate::{
     quantized_input::GROUP,
-    scheme::{CodeUnit, TILE, UNIT, Unit2, Unit3, Unit4},
+    scheme::{TILE, UNIT},
 };
 use std::arch::x86_64::*;
 
 /// The kernels, if the processor has it.
 pub fn kernels() -> Option<Kernels> {
-    (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Kernels {
-        isa: "avx2",
-        panel_dot,
-        lookup,
-        tiles: decode_tiles,
-        units_dot,
-        tiles_dot,
-    })
+    (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"))
+        .then_some(Kernels {
+            isa: "avx2",
+            panel_dot,
+            lookup,
+            tiles: decode_tiles,
+            units_dot,
+            tiles_dot,
+            panels: None,
+        })
 }
 
 impl Vector for __m256 {
@@ -185,48 +189,9 @@ fn levels_of(windows: __m256i, table: &[__m256i; 16]) -> __m256i {
     _mm256_blendv_epi8(lower, upper, windows)
 }
 
-/// A unit a step, levels and values of 32 columns in a register.
-fn units_dot(run: UnitRun) -> f32 {
-    #[target_feature(enable = "avx2,fma")]
-    fn instance<U: CodeUnit>(run: UnitRun) -> f32 {
-        let table = both(run.table);
-        let mut sum = _mm256_setzero_ps();
-        let units = run.codes.chunks_exact(8 * run.bits).zip(run.values.as_chunks::<UNIT>().0);
-        for ((unit, values), scales) in units.zip(run.scales) {
-            let mut codes = [0; UNIT];
-            U::unpack(unit, &mut codes);
-            let halves = codes.as_chunks::<32>().0.iter().zip(values.as_chunks::<32>().0);
-            for ((codes, values), &scale) in halves.zip(scales) {
-                let levels = _mm256_shuffle_epi8(table, whole(codes));
-                sum = add(sum, levels, whole(values), scale);
-            }
-        }
-        sum_of(sum)
-    }
-    #[target_feature(enable = "avx2,fma")]
-    fn bytes(run: UnitRun) -> f32 {
-        let mut sum = _mm256_setzero_ps();
-        let halves = run.codes.as_chunks::<32>().0.iter().zip(run.values.as_chunks::<32>().0);
-        for ((levels, values), &scale) in halves.zip(run.scales.as_flattened()) {
-            sum = add(sum, whole(levels), whole(values), scale);
-        }
-        sum_of(sum)
-    }
-    #[inline]
-    #[target_feature(enable = "avx2,fma")]
-    fn add(sum: __m256, levels: __m256i, values: __m256i, scale: f32) -> __m256 {
-        _mm256_fmadd_ps(_mm256_cvtepi32_ps(products(levels, values)), _mm256_set1_ps(scale), sum)
-    }
-    run.check();
+fn units_dot(rows: UnitRows, out: &mut [f32]) {
     // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
-    unsafe {
-        match run.bits {
-            2 => instance::<Unit2>(run),
-            3 => instance::<Unit3>(run),
-            4 => instance::<Unit4>(run),
-            _ => bytes(run),
-        }
-    }
+    unsafe { super::avx2_units::units_dot(rows, out) }
 }
 
 /// Two rows of a tile a step, as in [`decode_tiles`]; a row's products fall into the four lanes of its half.
@@ -245,7 +210,7 @@ fn tiles_dot(run: TileRun) -> [f32; TILE] {
                     let rows =
                         _mm256_set_m128i(row_bytes::<K>(tile, 2 * pair + 1), row_bytes::<K>(tile, 2 * pair));
                     let levels = levels_of(windows::<K>(rows), &table);
-                    *integer = _mm256_add_epi32(*integer, products(levels, values));
+                    *integer = _mm256_add_epi32(*integer, sum_pairs(products(levels, values)));
                 }
             }
             for (sum, integer) in sums.iter_mut().zip(integers) {
@@ -273,30 +238,4 @@ fn tiles_dot(run: TileRun) -> [f32; TILE] {
             _ => instance::<5>(run),
         }
     }
-}
-
-/// The products of signed bytes, added up four by four.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn products(levels: __m256i, values: __m256i) -> __m256i {
-    // `vpmaddubsw` wants one factor unsigned: the level's sign goes to the value. No value is -128, so the sign can change,
-    // and two products are at most 2 * 128 * 127, which 16 bits hold.
-    let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(levels), _mm256_sign_epi8(values, levels));
-    _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))
-}
-
-/// Thirty-two bytes.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn whole<T>(bytes: &[T; 32]) -> __m256i {
-    const { assert!(size_of::<T>() == 1) };
-    // SAFETY: the pointer is that of 32 bytes.
-    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn sum_of(lanes: __m256) -> f32 {
-    // SAFETY: this function has the instruction set.
-    unsafe { lanes.sum() }
 }

@@ -11,8 +11,13 @@ use std::arch::x86_64::*;
 pub fn kernels() -> Option<Kernels> {
     let narrower = super::avx2::kernels()?;
     let tiles = super::vbmi::tiles().unwrap_or(narrower.tiles);
-    let (units_dot, tiles_dot) = super::vnni::dots().unwrap_or((narrower.units_dot, narrower.tiles_dot));
-    let kernels = Kernels { isa: "avx512", panel_dot, tiles, units_dot, tiles_dot, ..narrower };
+    let kernels = Kernels { isa: "avx512", panel_dot, tiles, ..narrower };
+    let kernels = match super::vnni::products() {
+        Some((units_dot, tiles_dot, panels)) => {
+            Kernels { units_dot, tiles_dot, panels: Some(panels), ..kernels }
+        }
+        None => kernels,
+    };
     is_x86_feature_detected!("avx512f").then_some(kernels)
 }
 

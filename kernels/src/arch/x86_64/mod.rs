@@ -1,6 +1,9 @@
 //! Instances for x86-64.
 
 pub mod avx2;
+mod avx2_units;
 pub mod avx512;
 pub mod vbmi;
 pub mod vnni;
+mod vnni_panel;
+mod vnni_units;

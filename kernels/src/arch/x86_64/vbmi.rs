@@ -29,17 +29,10 @@ fn decode(tiles: Tiles, out: &mut [f32]) {
 fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
     let Tiles { first, steps, stride, .. } = tiles;
     let rows = first..first + steps.len();
-    let table: [__m512i; 4] =
-        std::array::from_fn(|i| load(tiles.table[64 * i..].first_chunk().expect("256 levels")));
-    let shifts = load(&Quarter::<K>::SHIFTS);
+    let decoder = TileLevels::<K>::new(tiles.table, 0);
     for (t, tile) in tiles.codes.chunks_exact(32 * K).enumerate() {
-        let front = load_bytes(tile, 0);
         for quarter in rows.start / 4..rows.end.div_ceil(4) {
-            // Eight windows in each 64-bit lane: the bytes that they lie in, then eight bits from each one's first.
-            let bytes = load_bytes(tile, Quarter::<K>::STARTS[quarter]);
-            let lanes = _mm512_permutex2var_epi8(bytes, load(&Quarter::<K>::BYTES[quarter]), front);
-            let windows = _mm512_multishift_epi64_epi8(shifts, lanes);
-            let levels = lookup(&table, windows);
+            let levels = decoder.quarter(tile, quarter);
             let four = [
                 _mm512_castsi512_si128(levels),
                 _mm512_extracti32x4_epi32(levels, 1),
@@ -60,6 +53,45 @@ fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
     }
 }
 
+/// The levels of tiles of `K` bits a weight, a quarter of a tile at a time: 64 windows of eight bits, each looked up.
+pub(super) struct TileLevels<const K: usize> {
+    table: [__m512i; 4],
+    shifts: __m512i,
+    bytes: [__m512i; 4],
+}
+
+impl<const K: usize> TileLevels<K> {
+    /// With the bits of `flip` flipped in every level.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn new(table: &[i8; 256], flip: i8) -> Self {
+        Self {
+            table: std::array::from_fn(|i| {
+                let levels = load(table[64 * i..].first_chunk().expect("256 levels"));
+                _mm512_xor_si512(levels, _mm512_set1_epi8(flip))
+            }),
+            shifts: load(&Quarter::<K>::SHIFTS),
+            bytes: std::array::from_fn(|quarter| load(&Quarter::<K>::BYTES[quarter])),
+        }
+    }
+
+    /// The levels of four rows, one after the other.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    pub fn quarter(&self, tile: &[u8], quarter: usize) -> __m512i {
+        let bytes = load_bytes(tile, Quarter::<K>::STARTS[quarter]);
+        // Eight windows in each 64-bit lane: the bytes that they lie in, then eight bits from each one's first. What has wrapped
+        // around is in this register only if it is all of the tile.
+        let lanes = if K == 2 || quarter < 3 {
+            _mm512_permutexvar_epi8(self.bytes[quarter], bytes)
+        } else {
+            _mm512_permutex2var_epi8(bytes, self.bytes[quarter], load_bytes(tile, 0))
+        };
+        let windows = _mm512_multishift_epi64_epi8(self.shifts, lanes);
+        lookup(&self.table, windows)
+    }
+}
+
 /// The level of each window.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
@@ -71,11 +103,11 @@ pub(super) fn lookup(table: &[__m512i; 4], windows: __m512i) -> __m512i {
 }
 
 /// How the 64 windows of a quarter of a tile lie in its bytes: lane `e` of 64 bits holds windows `8e` to `8e + 7`.
-pub(super) struct Quarter<const K: usize>;
+struct Quarter<const K: usize>;
 
 impl<const K: usize> Quarter<K> {
     /// Where 64 bytes of the tile begin in which a quarter lies, but for what has wrapped around.
-    pub(super) const STARTS: [usize; 4] = {
+    const STARTS: [usize; 4] = {
         let mut starts = [0; 4];
         let mut quarter = 0;
         while quarter < 4 {
@@ -88,7 +120,7 @@ impl<const K: usize> Quarter<K> {
 
     /// The bytes that each lane takes, for each quarter: eight from the start of its eight windows on. Those from 64 on
     /// are the tile's first ones again.
-    pub(super) const BYTES: [[i8; 64]; 4] = {
+    const BYTES: [[i8; 64]; 4] = {
         let mut bytes = [[0; 64]; 4];
         let mut i = 0;
         while i < 256 {
@@ -99,7 +131,7 @@ impl<const K: usize> Quarter<K> {
     };
 
     /// The bit of its lane where each window begins.
-    pub(super) const SHIFTS: [i8; 64] = {
+    const SHIFTS: [i8; 64] = {
         let mut shifts = [0; 64];
         let mut i = 0;
         while i < 64 {
@@ -120,7 +152,7 @@ pub(super) fn load(bytes: &[i8; 64]) -> __m512i {
 /// 64 bytes of a tile.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn load_bytes(tile: &[u8], start: usize) -> __m512i {
+fn load_bytes(tile: &[u8], start: usize) -> __m512i {
     let bytes: &[u8; 64] = tile[start..].first_chunk().expect("a tile has 64 bytes from here on");
     // SAFETY: the pointer is that of 64 bytes.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }

@@ -19,10 +19,10 @@
 mod tables;
 mod tile;
 
-use super::{PANEL_COLS, Part, PartType, Scheme};
+use super::{Integers, PANEL_COLS, Part, PartType, Scheme};
 use crate::{
-    Packed, QuantizedInput,
-    arch::{self, TileRun, Tiles},
+    Packed,
+    arch::{self, Tiles},
 };
 use std::ops::Range;
 use tables::{TABLE_2, TABLE_3, TABLE_4, TABLE_5, Table};
@@ -116,21 +116,8 @@ impl Scheme for Trellis {
         m.f16(1, row, 0) * (f32::from(self.table.levels[usize::from(window)]) / LEVEL_UNIT)
     }
 
-    fn integer_levels(&self) -> &'static [i8] {
-        self.table()
-    }
-
-    fn has_integer_dot(&self) -> bool {
-        true
-    }
-
-    fn integer_dot(&self, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
-        let dot = arch::kernels().map_or(arch::scalar::KERNELS.tiles_dot, |kernels| kernels.tiles_dot);
-        let codes = m.row(0, first / TILE);
-        let rows = dot(TileRun { bits: self.bits, table: self.table(), codes, x });
-        for (r, (out, row)) in out.iter_mut().zip(rows).enumerate() {
-            *out = row * (m.f16(1, first + r, 0) / LEVEL_UNIT);
-        }
+    fn integers(&self) -> Option<Integers> {
+        Some(Integers::Tiles { bits: self.bits, table: self.table(), level_unit: LEVEL_UNIT })
     }
 
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {
