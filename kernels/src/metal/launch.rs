@@ -3,7 +3,7 @@
 use crate::{
     Packed, Rotation, Sparse,
     ops::Attention,
-    scheme::{TILE, UNIT},
+    scheme::{Integers, TILE, UNIT},
 };
 
 /// The most inputs that one product straight from the codes takes.
@@ -84,8 +84,14 @@ fn shape(rows: usize, cols: usize, batch: usize, group: usize) -> Argument {
     words(&[rows, cols, batch, group].map(|n| n as u32))
 }
 
-fn table(w: &Packed) -> Argument {
-    Argument::Bytes(w.scheme().integer_levels().iter().map(|&level| level as u8).collect())
+/// The levels that codes, or windows of them, are looked up in; none where a code is its own level.
+fn levels(w: &Packed) -> Vec<u8> {
+    let bytes = |levels: &[i8]| levels.iter().map(|&level| level as u8).collect();
+    match w.scheme().integers() {
+        Some(Integers::Tiles { table, .. }) => bytes(table),
+        Some(Integers::Units { bits, table, minima: None, .. }) if bits < 8 => bytes(&table[..1 << bits]),
+        _ => Vec::new(),
+    }
 }
 
 /// `y [batch, rows] = x [batch, cols] W^T`: input 0 to the output.
@@ -115,10 +121,11 @@ fn gemv(w: &Packed, batch: usize) -> Launch {
     let parts = |names: &[&'static str]| -> Vec<(&'static str, Argument)> {
         names.iter().enumerate().map(|(i, &name)| (name, Argument::Part(i))).collect()
     };
-    let levels = w.scheme().integer_levels().len();
+    let levels = levels(w);
+    let room = levels.len() * size_of::<f32>();
     let (kernel, strip, threads, shared, mut arguments) = if w.scheme().strip() == TILE {
         let partial = TRELLIS_SIMDGROUPS * n * TILE * size_of::<f32>();
-        let shared = vec![levels * size_of::<f32>(), partial];
+        let shared = vec![room, partial];
         (
             format!("gemv_{name}_{n}"),
             TILE,
@@ -133,11 +140,11 @@ fn gemv(w: &Packed, batch: usize) -> Launch {
     } else {
         let names = ["codes", "scales", "mins"];
         let count = w.scheme().parts(rows, cols, w.group()).len();
-        let shared = if levels > 0 { vec![levels * size_of::<f32>()] } else { vec![] };
+        let shared = if room > 0 { vec![room] } else { vec![] };
         (format!("gemv_{name}_{n}"), GEMV_ROWS, 2 * SIMDGROUP, shared, parts(&names[..count]))
     };
-    if levels > 0 {
-        arguments.push(("table", table(w)));
+    if !levels.is_empty() {
+        arguments.push(("table", Argument::Bytes(levels)));
     }
     arguments.extend([("x", Argument::Input(0)), ("y", Argument::Output), ("p", p)]);
     Launch { kernel, groups: [rows.div_ceil(strip), 1, 1], threads, shared, arguments }
@@ -240,7 +247,8 @@ pub fn gated(count: usize, gelu: bool) -> Launch {
 /// The parts of a matrix, as the kernels of `decode.metal` take them: where a scheme lacks one, another stands in.
 fn stored(w: &Packed) -> [(&'static str, Argument); 4] {
     let last = w.scheme().parts(w.rows(), w.cols(), w.group()).len() - 1;
-    let table = if w.scheme().integer_levels().is_empty() { words(&[0]) } else { table(w) };
+    let levels = levels(w);
+    let table = if levels.is_empty() { words(&[0]) } else { Argument::Bytes(levels) };
     let part = |i: usize| Argument::Part(i.min(last));
     [("codes", part(0)), ("scales", part(1)), ("mins", part(2)), ("table", table)]
 }

@@ -99,10 +99,6 @@ impl<U: CodeUnit> Scheme for Gaussian<U> {
         m.f16(1, row, col / m.group()) * (f32::from(level) / LEVEL_UNIT)
     }
 
-    fn integer_levels(&self) -> &'static [i8] {
-        self.levels
-    }
-
     fn integers(&self) -> Option<Integers> {
         Some(Integers::Units { bits: U::BITS, table: self.table(), level_unit: LEVEL_UNIT, minima: None })
     }

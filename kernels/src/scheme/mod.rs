@@ -136,11 +136,6 @@ pub trait Scheme: Sync + std::fmt::Debug {
     /// The value of one weight: the layout's scalar reference, written to be read.
     fn weight(&self, m: &Packed, row: usize, col: usize) -> f32;
 
-    /// The integer levels that codes, or windows of them, are looked up in; none where a code is its own level.
-    fn integer_levels(&self) -> &'static [i8] {
-        &[]
-    }
-
     /// How its matrices consist of integers; `None` where they do not, and products are of floats.
     fn integers(&self) -> Option<Integers> {
         None

@@ -116,10 +116,6 @@ impl Scheme for Trellis {
         m.f16(1, row, 0) * (f32::from(self.table.levels[usize::from(window)]) / LEVEL_UNIT)
     }
 
-    fn integer_levels(&self) -> &'static [i8] {
-        self.table()
-    }
-
     fn integers(&self) -> Option<Integers> {
         Some(Integers::Tiles { bits: self.bits, table: self.table(), level_unit: LEVEL_UNIT })
     }
