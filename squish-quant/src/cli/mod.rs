@@ -5,6 +5,7 @@ mod eval;
 mod memory_size;
 mod progress;
 mod report;
+mod scan;
 mod smoke;
 
 use anyhow::{Context, Result};
@@ -38,6 +39,7 @@ enum Command {
     Eval(eval::Eval),
     Smoke(smoke::Smoke),
     Recipes(Recipes),
+    Scan(scan::Scan),
 }
 
 /// Compress a checkpoint directory.
@@ -164,7 +166,7 @@ pub fn main() -> ExitCode {
             // Every error names its cause in its own message. Names from files may hold line breaks and
             // escape sequences, which must not reach the terminal.
             eprintln!("error: {}", e.to_string().replace(char::is_control, "\u{fffd}"));
-            ExitCode::FAILURE
+            if e.is::<scan::Refused>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -185,6 +187,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Eval(args) => args.run(),
         Command::Smoke(args) => args.run(),
+        Command::Scan(args) => args.run(),
         Command::Recipes(Recipes { name: None }) => print(&report::recipes()?),
         Command::Recipes(Recipes { name: Some(name) }) => {
             let text = Recipe::text(&name).with_context(|| format!("no built-in recipe `{name}`"))?;
