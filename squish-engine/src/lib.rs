@@ -67,6 +67,7 @@ pub use reasoning::{Part, PartStream, ReasoningSplitter};
 pub use request::ChatRequest;
 pub use sampler::Sampler;
 pub use session::Session;
+pub use squish_hub as hub;
 pub use squish_models::{Arithmetic, CertificateDemand};
 pub use stop::StopMatcher;
 pub use stream::TextStream;

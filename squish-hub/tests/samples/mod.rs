@@ -1,5 +1,8 @@
 //! Harmless files that look like dangerous ones, and controls. Nothing here is ever opened by what would run it.
 
+// Each test uses a part of this.
+#![allow(dead_code)]
+
 use std::io::Write;
 
 /// A file, its name in a repository, and what it stands for.

@@ -3,6 +3,7 @@
 mod command_line;
 mod eval;
 mod memory_size;
+mod models;
 mod progress;
 mod report;
 mod scan;
@@ -40,6 +41,11 @@ enum Command {
     Smoke(smoke::Smoke),
     Recipes(Recipes),
     Scan(scan::Scan),
+    Pull(models::Pull),
+    List(models::List),
+    Show(models::Show),
+    #[command(name = "rm")]
+    Remove(models::Remove),
 }
 
 /// Compress a checkpoint directory.
@@ -188,6 +194,10 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(args) => args.run(),
         Command::Smoke(args) => args.run(),
         Command::Scan(args) => args.run(),
+        Command::Pull(args) => args.run(),
+        Command::List(args) => args.run(),
+        Command::Show(args) => args.run(),
+        Command::Remove(args) => args.run(),
         Command::Recipes(Recipes { name: None }) => print(&report::recipes()?),
         Command::Recipes(Recipes { name: Some(name) }) => {
             let text = Recipe::text(&name).with_context(|| format!("no built-in recipe `{name}`"))?;
