@@ -13,8 +13,8 @@ use squish_engine::{Device, GenerationOptions};
     after_help = "At the terminal: /reset, /stats, /help, /quit; Ctrl-C stops the answer, Ctrl-D leaves."
 )]
 pub struct Args {
-    /// Directory of a checkpoint, squished or original; or the name of one in assets/ or in
-    /// $SQUISH_HOME/models
+    /// Directory of a checkpoint, squished or original; the name of one in assets/ or in
+    /// $SQUISH_HOME/models; a name of the catalog (qwen2.5-7b-sqint2), or hf:org/repo[@rev]
     #[arg(long, default_value = "squish-tiny-sqint2")]
     pub model: String,
 

@@ -3,19 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
+use squish_engine::hub::{
+    Hub,
+    store::{self, Resolution},
+};
 
-/// `model` if it is a directory, else the directory of that name among the bundled models or in
-/// `$SQUISH_HOME/models`.
+/// `model` if it is a directory, else the bundled model of that name, else what its name stands for on this machine.
 pub fn resolve(model: &str) -> Result<PathBuf> {
-    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets");
-    let home = std::env::var_os("SQUISH_HOME").filter(|home| !home.is_empty());
-    let mut candidates = vec![PathBuf::from(model), bundled.join(model)];
-    candidates.extend(home.iter().map(|home| Path::new(home).join("models").join(model)));
-
-    if let Some(found) = candidates.iter().find(|dir| dir.is_dir()) {
-        return Ok(found.clone());
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets").join(model);
+    if !Path::new(model).is_dir() && bundled.is_dir() {
+        return Ok(bundled);
     }
-    let tried: Vec<_> = candidates.iter().map(|dir| dir.display().to_string()).collect();
-    let hint = if home.is_none() { " (SQUISH_HOME is not set)" } else { "" };
-    bail!("no model {model:?}: not a directory: {}{hint}", tried.join(", "))
+    match store::resolve(model, &store::home(), &Hub::from_env())? {
+        Resolution::Ready(dir) => Ok(dir),
+        Resolution::Absent(plan) => bail!(plan),
+    }
 }

@@ -69,6 +69,7 @@ pub use reasoning::{Part, PartStream, ReasoningSplitter};
 pub use request::ChatRequest;
 pub use sampler::Sampler;
 pub use session::Session;
+pub use squish_hub as hub;
 pub use squish_models::{Arithmetic, CertificateDemand, keep_freed_memory, metal_device};
 pub use stop::StopMatcher;
 pub use stream::TextStream;

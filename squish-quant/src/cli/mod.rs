@@ -3,8 +3,10 @@
 mod command_line;
 mod eval;
 mod memory_size;
+mod models;
 mod progress;
 mod report;
+mod scan;
 mod smoke;
 mod synth;
 
@@ -40,6 +42,12 @@ enum Command {
     Smoke(smoke::Smoke),
     Synth(synth::Synth),
     Recipes(Recipes),
+    Scan(scan::Scan),
+    Pull(models::Pull),
+    List(models::List),
+    Show(models::Show),
+    #[command(name = "rm")]
+    Remove(models::Remove),
 }
 
 /// Compress a checkpoint directory.
@@ -166,7 +174,7 @@ pub fn main() -> ExitCode {
             // Every error names its cause in its own message. Names from files may hold line breaks and
             // escape sequences, which must not reach the terminal.
             eprintln!("error: {}", e.to_string().replace(char::is_control, "\u{fffd}"));
-            ExitCode::FAILURE
+            if e.is::<scan::Refused>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -188,6 +196,11 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(args) => args.run(),
         Command::Smoke(args) => args.run(),
         Command::Synth(args) => args.run(),
+        Command::Scan(args) => args.run(),
+        Command::Pull(args) => args.run(),
+        Command::List(args) => args.run(),
+        Command::Show(args) => args.run(),
+        Command::Remove(args) => args.run(),
         Command::Recipes(Recipes { name: None }) => print(&report::recipes()?),
         Command::Recipes(Recipes { name: Some(name) }) => {
             let text = Recipe::text(&name).with_context(|| format!("no built-in recipe `{name}`"))?;

@@ -1,0 +1,276 @@
+//! Models that have a name: `catalog.toml`, built in.
+
+use crate::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::{collections::BTreeMap, fmt};
+
+/// A model of the catalog.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    /// Its name.
+    pub name: String,
+    /// Other names for it.
+    #[serde(default)]
+    pub aliases: Vec<String>,
+    /// Where the original is: `organisation/name` on the hub.
+    pub repository: String,
+    /// Branch, tag or commit of the original.
+    pub revision: String,
+    /// As in `config.json`.
+    pub architecture: String,
+    /// Its sizes.
+    pub shape: Shape,
+    /// The licence's name on the hub.
+    pub licence: String,
+    /// Whether the licence has to be accepted on the hub first.
+    #[serde(default)]
+    pub gated: bool,
+    /// Squished checkpoints that have been published, by variant.
+    #[serde(default)]
+    pub published: BTreeMap<String, String>,
+    /// What else to know.
+    #[serde(default)]
+    pub note: Option<String>,
+}
+
+/// The sizes that decide how many weights a model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Shape {
+    /// Width of the residual stream.
+    pub hidden: u64,
+    /// Width of the MLP.
+    pub intermediate: u64,
+    /// Blocks.
+    pub layers: u64,
+    /// Query heads.
+    pub heads: u64,
+    /// Key and value heads.
+    pub kv_heads: u64,
+    /// Width of a head.
+    pub head_dim: u64,
+    /// Token ids.
+    pub vocabulary: u64,
+    /// Whether the head is the embedding.
+    pub tied: bool,
+}
+
+impl Shape {
+    /// Weights of the linear layers of all blocks.
+    pub fn linear(&self) -> u64 {
+        let (queries, keys) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
+        self.layers * self.hidden * (2 * queries + 2 * keys + 3 * self.intermediate)
+    }
+
+    /// Weights of the embedding, and of the head where it is another matrix.
+    pub fn embedding(&self) -> u64 {
+        self.vocabulary * self.hidden * if self.tied { 1 } else { 2 }
+    }
+}
+
+/// In which weights a model runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Variant {
+    /// The recipe `sqint2`: 2.5 bits for each parameter of the whole file.
+    Sqint2,
+    /// The recipe `int3`.
+    Int3,
+    /// The recipe `int4`.
+    Int4,
+    /// The original.
+    Bf16,
+}
+
+impl Variant {
+    /// All of them, smallest first.
+    pub const ALL: [Self; 4] = [Self::Sqint2, Self::Int3, Self::Int4, Self::Bf16];
+
+    /// As it ends a name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Sqint2 => "sqint2",
+            Self::Int3 => "int3",
+            Self::Int4 => "int4",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// The recipe that makes it of the original; `None` for the original itself.
+    pub fn recipe(self) -> Option<&'static str> {
+        Some(self.name()).filter(|_| self != Self::Bf16)
+    }
+
+    /// Bits of a weight in linear layers, and in embeddings and head.
+    fn bits(self) -> (f64, f64) {
+        match self {
+            Self::Sqint2 => (2.5, 2.5),
+            Self::Int3 => (3.25, 8.125),
+            Self::Int4 => (5.0, 8.125),
+            Self::Bf16 => (16.0, 16.0),
+        }
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Positions for which [`Model::memory`] counts the cache.
+pub const CONTEXT: u64 = 8192;
+
+impl Model {
+    /// Predicted bytes of the weights files, from the shape and the variant's bits; norms and biases, below a thousandth,
+    /// are left out.
+    pub fn bytes(&self, variant: Variant) -> u64 {
+        let (linear, embedding) = variant.bits();
+        ((self.shape.linear() as f64 * linear + self.shape.embedding() as f64 * embedding) / 8.0) as u64
+    }
+
+    /// Predicted bytes while it runs with [`CONTEXT`] positions: weights, the cache in f32, and what a prefill of 512 tokens
+    /// works on, as `squish_quant::fit` counts it.
+    pub fn memory(&self, variant: Variant) -> u64 {
+        let shape = &self.shape;
+        let cache = 2 * 4 * CONTEXT * shape.layers * shape.kv_heads * shape.head_dim;
+        let widest = shape.intermediate.max(shape.hidden).max(shape.heads * shape.head_dim);
+        let working = 4 * (512 * (8 * widest + 16 * shape.hidden) + 4 * shape.vocabulary);
+        self.bytes(variant) + cache + working + 200_000_000
+    }
+}
+
+/// All models.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Catalog {
+    /// In the order of the file.
+    pub models: Vec<Model>,
+}
+
+impl Catalog {
+    /// The built-in catalog.
+    pub fn built_in() -> Self {
+        Self::parse(include_str!("../catalog.toml")).expect("a test parses it")
+    }
+
+    /// Parses a catalog and checks that its names are unambiguous and plain.
+    ///
+    /// # Errors
+    /// [`Error::Catalog`].
+    pub fn parse(text: &str) -> Result<Self> {
+        /// No real model is wider, deeper or longer.
+        const LARGEST: u64 = 1 << 20;
+        let refuse = |reason: String| Error::Catalog { reason };
+        let catalog: Self = toml::from_str(text)
+            .map_err(|e| refuse(e.message().lines().next().unwrap_or_default().into()))?;
+        let mut seen = std::collections::BTreeSet::new();
+        for model in &catalog.models {
+            for name in std::iter::once(&model.name).chain(&model.aliases) {
+                let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || ".-:".contains(c);
+                if name.is_empty() || !name.chars().all(plain) || name.starts_with(['.', '-']) {
+                    return Err(refuse(format!("`{}` is not a plain name", crate::scan::printable(name))));
+                }
+                if Variant::ALL.iter().any(|v| name.ends_with(&format!("-{v}"))) {
+                    return Err(refuse(format!("`{name}` ends as a variant does")));
+                }
+                if !seen.insert(name) {
+                    return Err(refuse(format!("two models are called `{name}`")));
+                }
+            }
+            crate::name::check_repository(&model.repository)?;
+            let s = &model.shape;
+            let sizes = [s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim, s.vocabulary];
+            if sizes.iter().any(|size| !(1..LARGEST).contains(size)) {
+                return Err(refuse(format!("`{}`: a size is 0 or {LARGEST} or more", model.name)));
+            }
+        }
+        Ok(catalog)
+    }
+
+    /// A model by its name or an alias, and the variant that ends it; `sqint2` where none does.
+    pub fn find(&self, name: &str) -> Option<(&Model, Variant)> {
+        let name = name.to_ascii_lowercase();
+        let named = |wanted: &str| {
+            self.models.iter().find(|m| m.name == wanted || m.aliases.iter().any(|a| a == wanted))
+        };
+        if let Some(model) = named(&name) {
+            return Some((model, Variant::Sqint2));
+        }
+        let (stem, variant) =
+            Variant::ALL.iter().find_map(|v| Some((name.strip_suffix(v.name())?.strip_suffix('-')?, *v)))?;
+        named(stem).map(|model| (model, variant))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_find_their_models() {
+        let catalog = Catalog::built_in();
+        for (name, repository, variant) in [
+            ("qwen2.5-7b-sqint2", "Qwen/Qwen2.5-7B-Instruct", Variant::Sqint2),
+            ("qwen2.5:7b", "Qwen/Qwen2.5-7B-Instruct", Variant::Sqint2),
+            ("Qwen2.5-7B-Instruct-int4", "Qwen/Qwen2.5-7B-Instruct", Variant::Int4),
+            ("qwen3-8b-base-bf16", "Qwen/Qwen3-8B-Base", Variant::Bf16),
+            ("gemma3:1b-int3", "google/gemma-3-1b-it", Variant::Int3),
+        ] {
+            let (model, found) = catalog.find(name).unwrap();
+            assert_eq!((model.repository.as_str(), found), (repository, variant), "{name}");
+        }
+        assert!(catalog.find("qwen2.5-7b-int5").is_none() && catalog.find("").is_none());
+    }
+
+    /// The parameters that the model cards state, in billions with two digits.
+    #[test]
+    fn parameters() {
+        let catalog = Catalog::built_in();
+        for (name, billions) in
+            [("qwen2.5-7b", 7.61), ("qwen2.5-0.5b", 0.49), ("qwen3-8b", 8.19), ("qwen3-0.6b", 0.60)]
+        {
+            let shape = catalog.find(name).unwrap().0.shape;
+            let counted = (shape.linear() + shape.embedding()) as f64 / 1e9;
+            assert!((counted - billions).abs() < 0.006, "{name}: {counted}");
+        }
+    }
+
+    /// Where real configurations are at hand (`../shared/real`), the catalog's shapes are theirs.
+    #[test]
+    fn shapes_are_those_of_real_configurations() {
+        let real = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/real");
+        let Ok(dirs) = std::fs::read_dir(real) else { return };
+        let catalog = Catalog::built_in();
+        for dir in dirs.flatten() {
+            let name = dir.file_name().to_string_lossy().into_owned();
+            let Some((model, _)) = catalog.find(&name) else { panic!("{name} is not in the catalog") };
+            let text = std::fs::read(dir.path().join("config.json")).unwrap();
+            let config: serde_json::Value = serde_json::from_slice(&text).unwrap();
+            let size = |key: &str| config[key].as_u64();
+            let shape = Shape {
+                hidden: size("hidden_size").unwrap(),
+                intermediate: size("intermediate_size").unwrap(),
+                layers: size("num_hidden_layers").unwrap(),
+                heads: size("num_attention_heads").unwrap(),
+                kv_heads: size("num_key_value_heads").unwrap(),
+                head_dim: size("head_dim")
+                    .unwrap_or_else(|| size("hidden_size").unwrap() / size("num_attention_heads").unwrap()),
+                vocabulary: size("vocab_size").unwrap(),
+                tied: config["tie_word_embeddings"].as_bool().unwrap_or(true),
+            };
+            assert_eq!(model.shape, shape, "{name}");
+            assert_eq!(config["architectures"][0], model.architecture.as_str(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_catalog_is_refused() {
+        for text in ["models = 3", "[[models]]\nname = 'a'", "x = 1"] {
+            assert!(Catalog::parse(text).is_err(), "{text}");
+        }
+        let text = include_str!("../catalog.toml");
+        assert!(Catalog::parse(&format!("{text}\n{}", &text[text.find("[[models]]").unwrap()..])).is_err());
+    }
+}

@@ -1,0 +1,87 @@
+//! The cache on disk, in Hugging Face's layout:
+//!
+//!     models--ORGANISATION--NAME/blobs/ETAG
+//!                                refs/REVISION             a commit
+//!                                snapshots/COMMIT/FILE     a link to a blob
+
+use super::Hub;
+use crate::{Error, Result};
+use std::path::{Path, PathBuf};
+
+impl Hub {
+    /// The directory of a repository.
+    pub(super) fn repository_dir(&self, repository: &str) -> PathBuf {
+        self.cache.join(format!("models--{}", repository.replace('/', "--")))
+    }
+
+    /// The directory of a revision that is completely in the cache: the configuration and all weights files that the index
+    /// names. Links are made only when every file has been checked.
+    pub fn cached(&self, repository: &str, revision: &str) -> Option<PathBuf> {
+        let dir = self.repository_dir(repository);
+        let commit = std::fs::read_to_string(dir.join("refs").join(revision)).ok();
+        let commit = commit.as_deref().map_or(revision, str::trim);
+        // A commit becomes part of a path, so it must be one.
+        if !crate::name::is_relative_file(commit) {
+            return None;
+        }
+        let snapshot = dir.join("snapshots").join(commit);
+        is_complete(&snapshot).then_some(snapshot)
+    }
+}
+
+/// Whether a directory has a configuration and all of its weights.
+fn is_complete(dir: &Path) -> bool {
+    if !dir.join("config.json").is_file() {
+        return false;
+    }
+    let Ok(index) = std::fs::read(dir.join("model.safetensors.index.json")) else {
+        return dir.join("model.safetensors").is_file();
+    };
+    let Ok(index) = serde_json::from_slice::<serde_json::Value>(&index) else { return false };
+    let Some(map) = index["weight_map"].as_object().filter(|map| !map.is_empty()) else { return false };
+    let there = |file: &str| crate::name::is_relative_file(file) && dir.join(file).is_file();
+    map.values().all(|file| file.as_str().is_some_and(there))
+}
+
+/// Gives a blob its name in a snapshot: by a relative link, or by a copy where links cannot be made.
+pub(super) fn link(dir: &Path, commit: &str, name: &str, etag: &str) -> Result<()> {
+    let path = dir.join("snapshots").join(commit).join(name);
+    let io = |source| Error::Io { path: path.clone(), source };
+    if path.exists() {
+        return Ok(());
+    }
+    std::fs::create_dir_all(path.parent().unwrap_or(dir)).map_err(io)?;
+    let up = "../".repeat(2 + name.matches('/').count());
+    let linked = symlink(&format!("{up}blobs/{etag}"), &path);
+    match linked {
+        // Another process did the same.
+        Err(_) if path.exists() => Ok(()),
+        Err(_) => {
+            // A dangling link from before, or a system without links.
+            let _ = std::fs::remove_file(&path);
+            std::fs::copy(dir.join("blobs").join(etag), &path).map(|_| ()).map_err(io)
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+#[cfg(unix)]
+fn symlink(target: &str, path: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(target, path)
+}
+
+#[cfg(not(unix))]
+fn symlink(_: &str, _: &Path) -> std::io::Result<()> {
+    Err(std::io::ErrorKind::Unsupported.into())
+}
+
+/// Writes which commit a revision is; a reader sees the old one or the new one.
+pub(super) fn write_ref(dir: &Path, revision: &str, commit: &str) -> Result<()> {
+    let path = dir.join("refs").join(revision);
+    let io = |source| Error::Io { path: path.clone(), source };
+    let parent = path.parent().unwrap_or(dir);
+    std::fs::create_dir_all(parent).map_err(io)?;
+    let file = tempfile::NamedTempFile::new_in(parent).map_err(io)?;
+    std::fs::write(file.path(), commit).map_err(io)?;
+    file.persist(&path).map(|_| ()).map_err(|e| io(e.error))
+}

@@ -1,0 +1,130 @@
+//! Requests: headers, redirects, and what is tried again.
+
+use super::Hub;
+use crate::{Error, Result};
+use std::time::Duration;
+use ureq::{Agent, Body, http::Response};
+
+/// How long to wait, and how often to try.
+#[derive(Debug, Clone, Copy)]
+pub struct Timing {
+    /// Until a connection stands, and until an answer begins.
+    pub connect: Duration,
+    /// For a part of a file; what has come until then is kept, and the rest asked for anew.
+    pub body: Duration,
+    /// Attempts in a row that bring nothing new.
+    pub attempts: u32,
+    /// The pause after the first of them; each is twice the one before.
+    pub pause: Duration,
+    /// The longest pause, also where the hub asks for more.
+    pub longest_pause: Duration,
+}
+
+impl Default for Timing {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(15),
+            body: Duration::from_secs(120),
+            attempts: 6,
+            pause: Duration::from_millis(500),
+            longest_pause: Duration::from_secs(60),
+        }
+    }
+}
+
+/// What one attempt came to.
+pub(super) enum Attempt {
+    /// An answer: 200, 206 or 416.
+    Answer(Response<Body>),
+    /// Worth another attempt, after a pause that the hub may have asked for.
+    Again(Error, Option<Duration>),
+}
+
+impl Hub {
+    pub(super) fn agent(&self) -> Agent {
+        // ureq sends `Authorization` to no host but the first: the links to storage that a hub redirects to carry
+        // their own signature.
+        Agent::config_builder()
+            .timeout_connect(Some(self.timing.connect))
+            .timeout_recv_response(Some(self.timing.connect))
+            .timeout_recv_body(Some(self.timing.body))
+            .http_status_as_error(false)
+            .max_redirects(8)
+            .user_agent(concat!("squish/", env!("CARGO_PKG_VERSION")))
+            .build()
+            .into()
+    }
+
+    /// One attempt at an address; `range` is the first byte that is wanted.
+    ///
+    /// # Errors
+    /// What another attempt would not change: [`Error::Offline`], [`Error::Unauthorised`], [`Error::NotFound`],
+    /// [`Error::Hub`].
+    pub(super) fn attempt(
+        &self,
+        agent: &Agent,
+        url: &str,
+        head: bool,
+        range: Option<u64>,
+    ) -> Result<Attempt> {
+        if self.offline {
+            return Err(Error::Offline { url: url.into() });
+        }
+        let authorised = self.token.as_ref().map(|token| format!("Bearer {token}"));
+        macro_rules! dress {
+            ($request:expr) => {{
+                let mut request = $request;
+                if let Some(token) = &authorised {
+                    request = request.header("authorization", token);
+                }
+                if let Some(first) = range {
+                    request = request.header("range", format!("bytes={first}-"));
+                }
+                request.call()
+            }};
+        }
+        let answer = if head { dress!(agent.head(url)) } else { dress!(agent.get(url)) };
+        let url = url.to_owned();
+        let response = match answer {
+            Ok(response) => response,
+            Err(ureq::Error::BadUri(reason)) => return Err(Error::Hub { url, reason }),
+            Err(e @ ureq::Error::TooManyRedirects) => return Err(Error::Hub { url, reason: e.to_string() }),
+            Err(e) => return Ok(Attempt::Again(Error::Hub { url, reason: e.to_string() }, None)),
+        };
+        match response.status().as_u16() {
+            200 | 206 | 416 => Ok(Attempt::Answer(response)),
+            401 | 403 => Err(Error::Unauthorised { url, token: self.token.is_some() }),
+            404 | 410 => Err(Error::NotFound { url }),
+            status @ (408 | 425 | 429 | 500..=599) => {
+                let after = response.headers().get("retry-after").and_then(|v| v.to_str().ok()?.parse().ok());
+                let reason = format!("the hub answers {status}");
+                Ok(Attempt::Again(Error::Hub { url, reason }, after.map(Duration::from_secs)))
+            }
+            status => Err(Error::Hub { url, reason: format!("the hub answers {status}") }),
+        }
+    }
+
+    /// Waits before attempt `failed + 1`, or gives up with the error.
+    pub(super) fn wait(&self, failed: u32, error: Error, asked: Option<Duration>) -> Result<()> {
+        if failed >= self.timing.attempts {
+            return Err(error);
+        }
+        let pause = self.timing.pause.saturating_mul(1 << (failed.max(1) - 1).min(16));
+        std::thread::sleep(asked.unwrap_or(pause).min(self.timing.longest_pause));
+        Ok(())
+    }
+
+    /// An answer, after as many attempts as it takes or are allowed.
+    pub(super) fn request(&self, agent: &Agent, url: &str, head: bool) -> Result<Response<Body>> {
+        let mut failed = 0;
+        loop {
+            match self.attempt(agent, url, head, None)? {
+                Attempt::Answer(response) => return Ok(response),
+                Attempt::Again(error, asked) => {
+                    failed += 1;
+                    self.wait(failed, error, asked)?;
+                }
+            }
+        }
+    }
+}

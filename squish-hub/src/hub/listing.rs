@@ -1,0 +1,122 @@
+//! What a repository holds, and which of it is fetched.
+
+use super::Hub;
+use crate::{Error, Result, scan};
+use serde::Deserialize;
+
+/// Files of a repository, at most.
+const MOST_FILES: usize = 10_000;
+/// Bytes of the hub's answer.
+const MOST_ANSWER: u64 = 64 << 20;
+
+/// A repository at one commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing {
+    /// The commit.
+    pub commit: String,
+    /// What will be fetched.
+    pub fetched: Vec<RemoteFile>,
+    /// What will not, because its name stands for pickled data.
+    pub pickled: Vec<String>,
+}
+
+/// One file on the hub.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RemoteFile {
+    /// Its path in the repository.
+    pub name: String,
+    /// Its bytes, where the hub says.
+    pub size: Option<u64>,
+    /// What its contents are known by: SHA-256 or git's blob hash, in hexadecimal digits.
+    pub etag: String,
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    sha: String,
+    siblings: Vec<Sibling>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Sibling {
+    rfilename: String,
+    size: Option<u64>,
+    blob_id: Option<String>,
+    lfs: Option<Lfs>,
+}
+
+#[derive(Deserialize)]
+struct Lfs {
+    sha256: Option<String>,
+    size: Option<u64>,
+}
+
+/// The files beside the weights that a checkpoint may need.
+fn is_wanted(name: &str) -> bool {
+    const PLAIN: &[&str] = &[
+        "config.json",
+        "generation_config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "chat_template.json",
+        "model.safetensors.index.json",
+        "vocab.json",
+        "merges.txt",
+        "README.md",
+        "LICENSE",
+    ];
+    PLAIN.contains(&name) || !name.contains('/') && name.ends_with(".safetensors")
+}
+
+fn is_hash(text: &str) -> bool {
+    matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_hexdigit())
+}
+
+impl Hub {
+    /// Asks for a repository's list of files, and decides what is fetched.
+    ///
+    /// # Errors
+    /// [`Error::Unsafe`] where it offers weights as pickled data only; those of a request.
+    pub fn listing(&self, repository: &str, revision: &str) -> Result<Listing> {
+        crate::name::check_repository(repository)?;
+        let agent = self.agent();
+        let revision = revision.replace('/', "%2F");
+        let url = format!("{}/api/models/{repository}/revision/{revision}?blobs=true", self.endpoint);
+        let mut answer = self.request(&agent, &url, false)?;
+        let refuse = |reason: String| Error::Hub { url: url.clone(), reason };
+        let text = answer.body_mut().with_config().limit(MOST_ANSWER).read_to_vec();
+        let text = text.map_err(|e| refuse(e.to_string()))?;
+        let answer: Answer =
+            serde_json::from_slice(&text).map_err(|e| refuse(format!("not a list of files: {e}")))?;
+        if !is_hash(&answer.sha) || answer.siblings.len() > MOST_FILES {
+            return Err(refuse(format!("no commit, or more than {MOST_FILES} files")));
+        }
+        let mut listing = Listing { commit: answer.sha, fetched: Vec::new(), pickled: Vec::new() };
+        for file in answer.siblings {
+            if scan::is_never_fetched(&file.rfilename) {
+                listing.pickled.push(scan::printable(&file.rfilename));
+            } else if crate::name::is_relative_file(&file.rfilename) && is_wanted(&file.rfilename) {
+                let (sha256, size) = file.lfs.map_or((None, None), |lfs| (lfs.sha256, lfs.size));
+                let etag = sha256.or(file.blob_id).filter(|etag| is_hash(etag));
+                let Some(etag) = etag else {
+                    return Err(refuse(format!("no digest for {}", scan::printable(&file.rfilename))));
+                };
+                let etag = etag.to_ascii_lowercase();
+                listing.fetched.push(RemoteFile { name: file.rfilename, size: size.or(file.size), etag });
+            }
+        }
+        if !listing.fetched.iter().any(|file| file.name.ends_with(".safetensors")) {
+            let pickled = listing.pickled.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+            let reason = match pickled.as_str() {
+                "" => "it has no safetensors weights".into(),
+                pickled => format!("its weights are pickled data only: {pickled}"),
+            };
+            return Err(Error::Unsafe { what: repository.into(), reason });
+        }
+        Ok(listing)
+    }
+}

@@ -1,0 +1,67 @@
+//! `squish-quant scan`.
+
+use super::{print, print_json};
+use anyhow::{Context, Result};
+use clap::Args;
+use squish_hub::scan::{Report, scan_path};
+use std::{fmt::Write, path::Path};
+
+/// Report what is dangerous in a file or a directory, without loading anything.
+///
+/// Exit code 0 where nothing is wrong, 2 where something is, 1 where it could not look. docs/security.md says what is refused.
+///
+/// With --json: safe, files (each name and role: safetensors, json, text or ignored), findings: each file (members of archives after a
+/// `!`), danger (pickle, object_array, lambda, executable, opaque, mismatch, bounds), detail, globals (what a pickle would import).
+#[derive(Debug, Args)]
+pub struct Scan {
+    /// A file or a directory.
+    path: String,
+    /// Print one JSON object on standard output.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Something that must not be loaded: exit code 2.
+#[derive(Debug)]
+pub struct Refused(pub String);
+
+impl std::fmt::Display for Refused {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl Scan {
+    pub fn run(self) -> Result<()> {
+        let report =
+            scan_path(Path::new(&self.path)).with_context(|| format!("cannot scan {}", self.path))?;
+        if self.json {
+            let files: Vec<_> = report
+                .files
+                .iter()
+                .map(|(name, role)| serde_json::json!({ "name": name, "role": role }))
+                .collect();
+            print_json(&serde_json::json!({
+                "safe": report.is_safe(), "files": files, "findings": report.findings,
+            }))?;
+        } else {
+            print(&text(&report))?;
+        }
+        match report.findings.len() {
+            0 => Ok(()),
+            1 => Err(Refused(format!("{}: 1 file is not safe to load", self.path)).into()),
+            n => Err(Refused(format!("{}: {n} things are not safe to load", self.path)).into()),
+        }
+    }
+}
+
+fn text(report: &Report) -> String {
+    let mut text = String::new();
+    for finding in &report.findings {
+        let _ = writeln!(text, "refused  {}: {}", finding.file, finding.detail);
+    }
+    let _ = writeln!(text, "{} files looked at, {} findings", report.files.len(), report.findings.len());
+    text
+}
