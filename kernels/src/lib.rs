@@ -31,6 +31,7 @@
 //! ```
 
 pub mod arch;
+mod disjoint;
 mod error;
 pub mod hadamard;
 pub mod low_rank;

@@ -7,11 +7,16 @@
 //! A group's scale is its largest magnitude over 127. For a Gaussian that is 44 dB: its largest of 64 is near 2.4 sigma, and an error
 //! of uniform distribution in a step of 2.4 sigma / 127 has a variance of step^2 / 12.
 
+use crate::team;
+
 /// Values that share a scale. Inputs are padded with zeros to whole groups.
 pub const GROUP: usize = 64;
 
 /// Values that are summed up: half a group, as finely as any scheme has scales.
 pub const HALF: usize = GROUP / 2;
+
+/// Groups that are worth a thread's while.
+const TOGETHER: usize = 16;
 
 /// An input `[cols]` in eight bits.
 #[derive(Debug, Clone)]
@@ -27,33 +32,27 @@ impl QuantizedInput {
         let groups = x.len().div_ceil(GROUP);
         let mut found =
             Self { values: vec![0; groups * GROUP], scales: vec![0.0; groups], sums: vec![[0; 2]; groups] };
-        pulp::Arch::new().dispatch(
-            #[inline(always)]
-            || found.round(x),
-        );
+        Parts { values: &mut found.values, scales: &mut found.scales, sums: &mut found.sums }.round(x);
         found
     }
 
-    #[inline(always)]
-    fn round(&mut self, x: &[f32]) {
-        let (whole, rest) = x.as_chunks::<GROUP>();
-        let mut last = [0.0; GROUP];
-        last[..rest.len()].copy_from_slice(rest);
-        let groups = whole.iter().chain(std::iter::once(&last).filter(|_| !rest.is_empty()));
-        let values = self.values.as_chunks_mut::<GROUP>().0.iter_mut();
-        for (((x, values), scale), sums) in groups.zip(values).zip(&mut self.scales).zip(&mut self.sums) {
-            // Magnitudes are ordered as their bits are, with what is not finite above all that is.
-            let most = x.iter().fold(0, |most, v| most.max(v.to_bits() & !(1 << 31)));
-            let (most, finite) = (f32::from_bits(most), most < f32::INFINITY.to_bits());
-            *scale = if finite { most / 127.0 } else { f32::NAN };
-            // Of numbers so small that this would be infinite, nothing is left.
-            let inverse = Some(127.0 / most).filter(|inverse| finite && inverse.is_finite()).unwrap_or(0.0);
-            let rounded = x.map(|x| nearest(x * inverse));
-            *values = rounded.map(|value| value as i8);
-            for (sum, half) in sums.iter_mut().zip(rounded.as_chunks::<HALF>().0) {
-                *sum = half.iter().map(|&value| i32::from(value as i8)).sum();
-            }
+    /// [`QuantizedInput::new`] by several threads, where the input is long enough for that.
+    pub(crate) fn new_together(x: &[f32]) -> Self {
+        let groups = x.len().div_ceil(GROUP);
+        if groups < 2 * TOGETHER {
+            return Self::new(x);
         }
+        let mut found =
+            Self { values: vec![0; groups * GROUP], scales: vec![0.0; groups], sums: vec![[0; 2]; groups] };
+        let values = found.values.chunks_mut(TOGETHER * GROUP);
+        let sides = found.scales.chunks_mut(TOGETHER).zip(found.sums.chunks_mut(TOGETHER));
+        let mut parts: Vec<Parts> =
+            values.zip(sides).map(|(values, (scales, sums))| Parts { values, scales, sums }).collect();
+        team::for_each_chunk(&mut parts, 1, |i, parts| {
+            let x = &x[i * TOGETHER * GROUP..];
+            parts[0].round(&x[..x.len().min(TOGETHER * GROUP)]);
+        });
+        found
     }
 
     /// The values, a multiple of [`GROUP`].
@@ -69,6 +68,45 @@ impl QuantizedInput {
     /// The sums of the values of each group's halves.
     pub fn sums(&self) -> &[[i32; 2]] {
         &self.sums
+    }
+}
+
+/// Some groups of an input that is being rounded.
+struct Parts<'a> {
+    values: &'a mut [i8],
+    scales: &'a mut [f32],
+    sums: &'a mut [[i32; 2]],
+}
+
+impl Parts<'_> {
+    /// Rounds these values.
+    fn round(&mut self, x: &[f32]) {
+        pulp::Arch::new().dispatch(
+            #[inline(always)]
+            || self.round_inline(x),
+        );
+    }
+
+    #[inline(always)]
+    fn round_inline(&mut self, x: &[f32]) {
+        let (whole, rest) = x.as_chunks::<GROUP>();
+        let mut last = [0.0; GROUP];
+        last[..rest.len()].copy_from_slice(rest);
+        let groups = whole.iter().chain(std::iter::once(&last).filter(|_| !rest.is_empty()));
+        let values = self.values.as_chunks_mut::<GROUP>().0.iter_mut();
+        for (((x, values), scale), sums) in groups.zip(values).zip(&mut *self.scales).zip(&mut *self.sums) {
+            // Magnitudes are ordered as their bits are, with what is not finite above all that is.
+            let most = x.iter().fold(0, |most, v| most.max(v.to_bits() & !(1 << 31)));
+            let (most, finite) = (f32::from_bits(most), most < f32::INFINITY.to_bits());
+            *scale = if finite { most / 127.0 } else { f32::NAN };
+            // Of numbers so small that this would be infinite, nothing is left.
+            let inverse = Some(127.0 / most).filter(|inverse| finite && inverse.is_finite()).unwrap_or(0.0);
+            let rounded = x.map(|x| nearest(x * inverse));
+            *values = rounded.map(|value| value as i8);
+            for (sum, half) in sums.iter_mut().zip(rounded.as_chunks::<HALF>().0) {
+                *sum = half.iter().map(|&value| i32::from(value as i8)).sum();
+            }
+        }
     }
 }
 
@@ -101,6 +139,16 @@ mod tests {
                 let sum = |half: &[i8]| half.iter().map(|&v| i32::from(v)).sum::<i32>();
                 prop_assert_eq!(*sums, [sum(&values[..HALF]), sum(&values[HALF..])]);
             }
+        }
+    }
+
+    #[test]
+    fn several_threads_round_as_one_does() {
+        for cols in [1, 2047, 2048, 2049, 8960, 9001] {
+            let x: Vec<f32> = (0..cols).map(|i| (i as f32).sin() * 3.0).collect();
+            let (alone, together) = (QuantizedInput::new(&x), QuantizedInput::new_together(&x));
+            assert_eq!(alone.values(), together.values());
+            assert_eq!((alone.scales(), alone.sums()), (together.scales(), together.sums()));
         }
     }
 

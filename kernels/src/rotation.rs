@@ -10,10 +10,13 @@
 //! of inputs `64 j .. 64 j + 63`, lowest bit first; a set bit is a minus. They depend on the seed and
 //! the index alone, so all linears of one input size that share a seed share one rotated input.
 
-use crate::{Error, Result, hadamard};
+use crate::{Error, Result, hadamard, team};
 
 /// Longest transform of one block.
 pub const MAX_BLOCK: usize = 1 << 15;
+
+/// Values that are worth a thread's while.
+const TOGETHER: usize = 1 << 10;
 
 /// A rotation of vectors of `cols` values.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,10 +70,28 @@ impl Rotation {
 
     /// `x <- H D x`, for a vector of [`Rotation::cols`] values.
     pub fn apply(&self, x: &mut [f32]) {
+        assert_eq!(x.len(), self.cols);
+        self.apply_from(0, x);
+    }
+
+    /// [`Rotation::apply`] by several threads, where the vector is long enough for that.
+    pub(crate) fn apply_together(&self, x: &mut [f32]) {
+        assert_eq!(x.len(), self.cols);
+        // Whole blocks, and whole words of signs.
+        let part = self.block.max(64) * TOGETHER.div_ceil(self.block.max(64));
+        if self.block >= 64 && x.len() >= 2 * part {
+            team::for_each_chunk(x, part, |i, x| self.apply_from(i * part, x));
+        } else {
+            self.apply_from(0, x);
+        }
+    }
+
+    /// The rotation of the blocks from `first` on, a multiple of the block and of 64.
+    fn apply_from(&self, first: usize, x: &mut [f32]) {
         pulp::Arch::new().dispatch(
             #[inline(always)]
             || {
-                self.flip(x);
+                flip(x, &self.signs[first / 64..]);
                 hadamard::transform_blocks(x, self.block);
             },
         );
@@ -79,17 +100,18 @@ impl Rotation {
     /// `x <- D H x`, the inverse of [`Rotation::apply`].
     pub fn invert(&self, x: &mut [f32]) {
         hadamard::transform_blocks(x, self.block);
-        self.flip(x);
-    }
-
-    #[inline(always)]
-    fn flip(&self, x: &mut [f32]) {
         assert_eq!(x.len(), self.cols);
-        for (run, &signs) in x.chunks_mut(64).zip(&self.signs) {
-            for (i, v) in run.iter_mut().enumerate() {
-                // The sign bit of an f32 is its highest.
-                *v = f32::from_bits(v.to_bits() ^ (((signs >> i) as u32 & 1) << 31));
-            }
+        flip(x, &self.signs);
+    }
+}
+
+/// Turns the signs of the values whose bit is set.
+#[inline(always)]
+fn flip(x: &mut [f32], signs: &[u64]) {
+    for (run, &signs) in x.chunks_mut(64).zip(signs) {
+        for (i, v) in run.iter_mut().enumerate() {
+            // The sign bit of an f32 is its highest.
+            *v = f32::from_bits(v.to_bits() ^ (((signs >> i) as u32 & 1) << 31));
         }
     }
 }
@@ -132,6 +154,18 @@ mod tests {
         assert_eq!(Rotation::best_block(7), None);
         for (cols, block) in [(96, 64), (96, 3), (96, 0), (0, 2), (1 << 17, 1 << 16), (64, 1)] {
             assert_eq!(Rotation::new(cols, block, 0), Err(Error::RotationBlock { block, cols }));
+        }
+    }
+
+    #[test]
+    fn several_threads_rotate_as_one_does() {
+        for (cols, block) in [(8960, 256), (4864, 256), (12288, 4096), (8192, 8192), (4096, 64), (6400, 16)] {
+            let rotation = Rotation::new(cols, block, 5).unwrap();
+            let mut together: Vec<f32> = (0..cols).map(|i| (i as f32).sin()).collect();
+            let mut alone = together.clone();
+            rotation.apply(&mut alone);
+            rotation.apply_together(&mut together);
+            assert_eq!(alone, together, "{cols} {block}");
         }
     }
 

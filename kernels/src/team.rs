@@ -7,6 +7,7 @@
 //!
 //! Larger work, as a prefill has it, is rayon's.
 
+use crate::disjoint::Disjoint;
 use rayon::prelude::*;
 use std::{
     cell::UnsafeCell,
@@ -38,6 +39,19 @@ pub fn for_each(count: usize, work: impl Fn(usize) + Sync) {
     if team.helpers.len() + 1 != threads || !team.run(count, &work) {
         (0..count).into_par_iter().for_each(&work);
     }
+}
+
+/// Calls `work(i, chunk)` for chunk `i` of `len` values each.
+///
+/// # Panics
+/// As [`for_each`].
+pub fn for_each_chunk<T: Send>(values: &mut [T], len: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+    let (all, count) = (values.len(), values.len().div_ceil(len));
+    let values = Disjoint::new(values);
+    for_each(count, |i| {
+        // SAFETY: chunks do not overlap, and each index comes once.
+        work(i, unsafe { values.part(i * len, len.min(all - i * len)) });
+    });
 }
 
 /// The region that is under way, if one is.

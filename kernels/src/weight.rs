@@ -254,7 +254,7 @@ impl Input {
 
     /// `x`, which is this input under the rotation, in eight bits.
     fn quantized(&self, rotation: Option<&Arc<Rotation>>, x: &Tensor) -> CandleResult<Arc<QuantizedInput>> {
-        held_or(&self.quantized, rotation, x, QuantizedInput::new)
+        held_or(&self.quantized, rotation, x, QuantizedInput::new_together)
     }
 
     /// `x`, which is this batch of inputs under the rotation, in eight bits.

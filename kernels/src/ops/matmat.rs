@@ -1,12 +1,13 @@
 //! `y = x W^T` for a batch of inputs in eight bits: panels of levels, each decoded once and multiplied by all inputs.
 
-use super::{disjoint::Disjoint, rows_of, with_last_dim};
+use super::{rows_of, with_last_dim};
 use crate::{
     Packed, QuantizedBatch,
     arch::{
         self, LevelPanel, PanelKernels,
         level_panel::{COLS, ROWS},
     },
+    disjoint::Disjoint,
     quantized_input::GROUP,
     scheme::Integers,
 };

@@ -1,9 +1,10 @@
 //! `y = W x` for one input in eight bits: integer dot products, straight from the codes.
 
-use super::{disjoint::Disjoint, rows_of, with_last_dim};
+use super::{rows_of, with_last_dim};
 use crate::{
     Packed, QuantizedInput,
     arch::{self, Kernels},
+    disjoint::Disjoint,
     quantized_input::GROUP,
     scheme::PANEL_ROWS,
     team,

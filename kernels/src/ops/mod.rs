@@ -4,11 +4,11 @@
 //! an op has none for a device, Candle's defaults answer, with an error that names the op.
 
 mod attention;
-mod disjoint;
 mod gather;
 mod matmat;
 mod matmul;
 mod matvec;
+mod rope;
 mod rotate;
 mod softmax;
 mod sparse;
@@ -20,6 +20,7 @@ pub use gather::Gather;
 pub use matmat::{MatMat, matmat};
 pub use matmul::MatMul;
 pub use matvec::{MatVec, matvec};
+pub use rope::Rope;
 pub use rotate::Rotate;
 pub use sparse::SparseMatMul;
 pub use swiglu::SwiGlu;

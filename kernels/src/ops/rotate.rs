@@ -27,8 +27,7 @@ impl CustomOp1 for Rotate {
         let (x, batch) = rows_of(self.name(), storage, layout, self.0.cols())?;
         let mut y = x.to_vec();
         if batch == 1 {
-            // Not worth waking other threads.
-            self.0.apply(&mut y);
+            self.0.apply_together(&mut y);
         } else {
             y.par_chunks_mut(self.0.cols()).for_each(|row| self.0.apply(row));
         }

@@ -1,6 +1,7 @@
 //! `silu(gate) * up`, in one pass (Shazeer, "GLU Variants Improve Transformer", 2020).
 
 use super::{rows_of, softmax::exp};
+use crate::team;
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape};
 use pulp::Arch;
 use rayon::prelude::*;
@@ -11,7 +12,7 @@ use {
 };
 
 /// Values that one thread works on; fewer are not worth a second thread.
-const CHUNK: usize = 1 << 15;
+const CHUNK: usize = 1 << 11;
 
 /// `gate`, `up [.., n] -> [.., n]`, f32, with `silu(x) = x / (1 + e^-x)`.
 #[derive(Debug, Clone, Copy)]
@@ -34,10 +35,10 @@ impl CustomOp2 for SwiGlu {
         let (up, _) = rows_of(self.name(), up, up_layout, cols)?;
         check_lengths(self.name(), gate_layout, up_layout)?;
         let mut y = gate.to_vec();
-        if y.len() <= CHUNK {
-            multiply(&mut y, up);
-        } else {
-            y.par_chunks_mut(CHUNK).zip(up.par_chunks(CHUNK)).for_each(|(y, up)| multiply(y, up));
+        let work = |i: usize, y: &mut [f32]| multiply(y, &up[i * CHUNK..][..y.len()]);
+        match y.len() / cols.max(1) {
+            1 => team::for_each_chunk(&mut y, CHUNK, work),
+            _ => y.par_chunks_mut(CHUNK).enumerate().for_each(|(i, y)| work(i, y)),
         }
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
     }
@@ -89,12 +90,12 @@ mod tests {
 
     #[test]
     fn equals_the_definition() {
-        for n in [1, 7, 64, CHUNK + 3] {
+        for (rows, n) in [(2, 1), (2, 7), (1, 64), (1, 3 * CHUNK + 3), (3, CHUNK + 3)] {
             let values = |factor: f32| -> Vec<f32> {
-                (0..2 * n).map(|i| ((i * 37 % 101) as f32 - 50.0) * factor).collect()
+                (0..rows * n).map(|i| ((i * 37 % 101) as f32 - 50.0) * factor).collect()
             };
             let (gate, up) = (values(0.6), values(0.1));
-            let tensor = |v: &[f32]| Tensor::from_slice(v, (2, n), &Device::Cpu).unwrap();
+            let tensor = |v: &[f32]| Tensor::from_slice(v, (rows, n), &Device::Cpu).unwrap();
             let y = tensor(&gate).apply_op2_no_bwd(&tensor(&up), &SwiGlu).unwrap();
             for ((y, g), u) in y.flatten_all().unwrap().to_vec1::<f32>().unwrap().iter().zip(gate).zip(up) {
                 let (g, u) = (f64::from(g), f64::from(u));

@@ -6,6 +6,7 @@
 
 use candle_core::{Device, Result, Tensor};
 use serde::Deserialize;
+use squish_kernels::ops;
 use std::f64::consts::TAU;
 
 /// What a configuration says of a rotary embedding.
@@ -195,7 +196,11 @@ impl RotaryTable {
     /// # Errors
     /// When a tensor operation fails.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        candle_nn::rotary_emb::rope(&x.unsqueeze(0)?.contiguous()?, &self.cos, &self.sin)?.squeeze(0)
+        let x = x.contiguous()?;
+        if x.device().is_cpu() {
+            return x.apply_op3_no_bwd(&self.cos, &self.sin, &ops::Rope);
+        }
+        candle_nn::rotary_emb::rope(&x.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0)
     }
 }
 
