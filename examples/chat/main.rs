@@ -17,6 +17,7 @@ use args::Args;
 use conversation::Conversation;
 
 fn main() -> ExitCode {
+    squish_engine::keep_freed_memory();
     match run(&Args::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader has had enough, as `head` does.

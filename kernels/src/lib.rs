@@ -33,6 +33,7 @@
 pub mod arch;
 mod disjoint;
 mod error;
+mod freed_memory;
 pub mod hadamard;
 pub mod low_rank;
 pub mod metal;
@@ -47,6 +48,7 @@ mod team;
 pub mod weight;
 
 pub use error::{Error, Result};
+pub use freed_memory::keep_freed_memory;
 pub use low_rank::LowRank;
 pub use packed::Packed;
 pub use quantized_batch::QuantizedBatch;

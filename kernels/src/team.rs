@@ -66,6 +66,7 @@ struct Region {
 }
 
 const OPEN: u64 = 1 << 31;
+const INSIDE: u64 = OPEN - 1;
 const NUMBER: u64 = 1 << 32;
 
 /// On a cache line of its own.
@@ -173,7 +174,7 @@ impl Region {
     /// Lets no helper in any more, and waits for those inside.
     fn close(&self) {
         self.state.fetch_and(!OPEN, Ordering::Relaxed);
-        while self.state.load(Ordering::Acquire) % OPEN != 0 {
+        while self.state.load(Ordering::Acquire) & INSIDE != 0 {
             std::hint::spin_loop();
         }
     }

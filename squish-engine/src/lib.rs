@@ -28,6 +28,8 @@
 //! | reasoning and answer, where they are wanted apart | [`ReasoningSplitter`], [`PartStream`] |
 //! | pieces or the whole, with counts and times | [`TextStream`], [`Completion`], [`Stats`] |
 //!
+//! A program that takes long prompts had better call [`keep_freed_memory`] at its start.
+//!
 //! Everything blocks and nothing needs an async runtime; to use it in one, run it on a thread for
 //! blocking work. A special token written in a message is taken for one, as Hugging Face
 //! transformers does: text from people you do not trust needs a look before it becomes a message.
@@ -67,7 +69,7 @@ pub use reasoning::{Part, PartStream, ReasoningSplitter};
 pub use request::ChatRequest;
 pub use sampler::Sampler;
 pub use session::Session;
-pub use squish_models::{Arithmetic, CertificateDemand, metal_device};
+pub use squish_models::{Arithmetic, CertificateDemand, keep_freed_memory, metal_device};
 pub use stop::StopMatcher;
 pub use stream::TextStream;
 pub use template::ChatTemplate;

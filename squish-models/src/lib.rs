@@ -38,4 +38,4 @@ pub use checkpoint::{CertificateDemand, Checkpoint};
 pub use config::ModelConfig;
 pub use error::{Error, Result};
 pub use model::{Model, Session};
-pub use squish_kernels::{Arithmetic, metal::first_device as metal_device};
+pub use squish_kernels::{Arithmetic, keep_freed_memory, metal::first_device as metal_device};

@@ -48,7 +48,7 @@ pub struct LevelPanel {
     pub levels: Vec<Step>,
     /// Whole groups of columns that are there.
     pub groups: usize,
-    /// Scales of groups: as many for each group as [`LevelPanel::sides`] says, 16 rows each.
+    /// Scales of groups, 16 rows each: one for each group or for each half of one; or none.
     pub scales: Vec<[f32; ROWS]>,
     /// As many minima as scales, or none.
     pub minima: Vec<[f32; ROWS]>,
@@ -103,13 +103,16 @@ impl Default for LevelPanel {
     }
 }
 
+/// An instance of [`spread_unit`].
+pub type SpreadUnit = fn(usize, &[i8; 16], [&[u8]; ROWS], &mut [Step; UNIT / 4]);
+
 /// The kernels of an instruction set that multiplies bytes faster than floats.
 #[derive(Debug, Clone, Copy)]
 pub struct PanelKernels {
     /// The levels of tiles of a trellis code: see [`spread_tiles`].
     pub spread_tiles: fn(usize, &[i8; 256], &[u8], &mut [Step]),
     /// The levels of units: see [`spread_unit`].
-    pub spread_unit: fn(usize, &[i8; 16], [&[u8]; ROWS], &mut [Step; UNIT / 4]),
+    pub spread_unit: SpreadUnit,
     /// Products of a panel with a block of 4, 8 or 12 inputs: see [`multiply`].
     pub multiply: fn(&LevelPanel, BatchBlock, &mut [[f32; ROWS]]),
 }

@@ -61,9 +61,8 @@ fn tiles<const K: usize>(run: TileRun) -> [f32; TILE] {
             let values = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(values.as_ptr().cast()) });
             // The strip's next tiles are on their way while these are looked up. An address past the end is not an error.
             _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(AHEAD).cast());
-            for quarter in 0..4 {
-                let levels = decoder.quarter(tile, quarter);
-                products[quarter] = _mm512_dpbusd_epi32(products[quarter], levels, values);
+            for (quarter, product) in products.iter_mut().enumerate() {
+                *product = _mm512_dpbusd_epi32(*product, decoder.quarter(tile, quarter), values);
             }
         }
         let scale = _mm512_set1_ps(*scale);

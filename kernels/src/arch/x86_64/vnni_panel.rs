@@ -54,7 +54,9 @@ fn spread_unit(bits: usize, table: &[i8; 16], units: [&[u8]; ROWS], out: &mut [S
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     fn all<const BITS: usize>(table: &[i8; 16], units: [&[u8]; ROWS], out: &mut [Step; UNIT / 4]) {
         let decoder = UnitLevels::new(table, BITS);
-        let rows = units.map(|unit| decoder.levels::<BITS>(unit));
+        // Not by `map`: what it calls is compiled without the instruction set.
+        let mut rows = [_mm512_setzero_si512(); ROWS];
+        rows.iter_mut().zip(units).for_each(|(row, unit)| *row = decoder.levels::<BITS>(unit));
         // A matrix of 16 x 16 dwords, transposed: first within squares of four, then the squares.
         let mut columns = [_mm512_setzero_si512(); ROWS];
         for (i, four) in rows.as_chunks::<4>().0.iter().enumerate() {
