@@ -1,6 +1,6 @@
-// The norm and the gated products without a rotation behind: for matrices that want none.
+// The norm and the gated products without a rotation behind, for matrices that want none; and the rotary embedding.
 //
-// Grid      rms_norm: a threadgroup of 256 threads a row. gated: a thread a value.
+// Grid      rms_norm: a threadgroup of 256 threads a row. gated: a thread a value. rope: a thread a pair.
 // Moves     each operand once (the norm: the row twice, from the cache).
 
 struct Norm {
@@ -37,3 +37,26 @@ kernel void gated(
 
 template [[host_name("gated_silu")]] kernel decltype(gated<SILU>) gated<SILU>;
 template [[host_name("gated_gelu")]] kernel decltype(gated<GELU>) gated<GELU>;
+
+// Heads of `head_dim` values, of which values i and i + head_dim / 2 are a pair.
+struct Heads {
+  uint pairs;      // of all heads and positions
+  uint positions;
+  uint head_dim;
+};
+
+// y = x [heads, positions, head_dim] with each pair turned: (a cos - b sin, a sin + b cos).
+kernel void rope(
+    device const float* x [[buffer(0)]],
+    device const float* cosines [[buffer(1)]],  // [positions, head_dim / 2]
+    device const float* sines [[buffer(2)]],
+    device float* y [[buffer(3)]],
+    constant Heads& p [[buffer(4)]],
+    uint i [[thread_position_in_grid]]) {
+  if (i >= p.pairs) return;
+  const uint pairs = p.head_dim / 2, row = i / pairs, pair = i % pairs;
+  const uint low = row * p.head_dim + pair, high = low + pairs, at = row % p.positions * pairs + pair;
+  const float a = x[low], b = x[high];
+  y[low] = a * cosines[at] - b * sines[at];
+  y[high] = a * sines[at] + b * cosines[at];
+}

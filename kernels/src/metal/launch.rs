@@ -244,6 +244,25 @@ pub fn gated(count: usize, gelu: bool) -> Launch {
     }
 }
 
+/// The turn of each pair of `x [heads, positions, head_dim]` by cosines and sines `[positions, head_dim / 2]`: inputs 0 to 2 to
+/// the output.
+pub fn rope([heads, positions, head_dim]: [usize; 3]) -> Launch {
+    let pairs = heads * positions * head_dim / 2;
+    Launch {
+        kernel: "rope".into(),
+        groups: [pairs.div_ceil(NORM_THREADS), 1, 1],
+        threads: NORM_THREADS,
+        shared: vec![],
+        arguments: vec![
+            ("x", Argument::Input(0)),
+            ("cosines", Argument::Input(1)),
+            ("sines", Argument::Input(2)),
+            ("y", Argument::Output),
+            ("p", words(&[pairs, positions, head_dim].map(|n| n as u32))),
+        ],
+    }
+}
+
 /// The parts of a matrix, as the kernels of `decode.metal` take them: where a scheme lacks one, another stands in.
 fn stored(w: &Packed) -> [(&'static str, Argument); 4] {
     let last = w.scheme().parts(w.rows(), w.cols(), w.group()).len() - 1;

@@ -9,7 +9,7 @@
 //! | `gemv_units.metal`, `gemv_trellis.metal`, `gemv_float.metal` | products with up to 8 inputs, straight from the codes |
 //! | `gemm.metal` | products with more inputs, by matrices of a simdgroup |
 //! | `rotate.metal` | the rotation of an input, alone or behind a norm or a gated product |
-//! | `elementwise.metal` | the norm and the gated product alone |
+//! | `elementwise.metal` | the norm and the gated product alone, and the rotary embedding |
 //! | `decode.metal` | embedding look-up, low-rank and sparse corrections |
 //! | `attention.metal` | attention |
 
@@ -20,7 +20,7 @@ mod launch;
 pub(crate) mod memory;
 
 pub use launch::{
-    Argument, Before, GEMV_BATCH, Launch, attention, gated, gather, product, rms_norm, rotate, sparse,
+    Argument, Before, GEMV_BATCH, Launch, attention, gated, gather, product, rms_norm, rope, rotate, sparse,
     transposed,
 };
 

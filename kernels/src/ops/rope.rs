@@ -3,6 +3,11 @@
 use super::rows_of;
 use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape};
 use rayon::prelude::*;
+#[cfg(feature = "metal")]
+use {
+    crate::metal::{self, device},
+    candle_core::{MetalStorage, backend::BackendStorage},
+};
 
 /// Values from which on several threads are worth waking.
 const MANY: usize = 1 << 15;
@@ -30,20 +35,10 @@ impl CustomOp3 for Rope {
         sin: &CpuStorage,
         sin_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let head_dim = x_layout.dims().last().copied().unwrap_or(0);
+        let [_, n, head_dim] = self.check(x_layout, cos_layout, sin_layout)?;
         let half = head_dim / 2;
-        let fits = match (x_layout.dims(), cos_layout.dims(), sin_layout.dims()) {
-            ([_, n, _], &[cos_n, cos_half], sin) => {
-                *n == cos_n && half == cos_half && sin == [cos_n, cos_half]
-            }
-            _ => false,
-        };
-        if !fits || half == 0 || !head_dim.is_multiple_of(2) {
-            let (x, cos, sin) = (x_layout.dims(), cos_layout.dims(), sin_layout.dims());
-            return Err(Error::Msg(format!("{}: {x:?}, {cos:?} and {sin:?} do not fit", self.name())).bt());
-        }
         let (x, positions) = rows_of(self.name(), x, x_layout, head_dim)?;
-        let (cos, n) = rows_of(self.name(), cos, cos_layout, half)?;
+        let (cos, _) = rows_of(self.name(), cos, cos_layout, half)?;
         let (sin, _) = rows_of(self.name(), sin, sin_layout, half)?;
         let mut y = vec![0.0; positions * head_dim];
         let turn = |(p, (y, x)): (usize, (&mut [f32], &[f32]))| {
@@ -60,6 +55,43 @@ impl CustomOp3 for Rope {
             y.par_chunks_mut(head_dim).zip(x.par_chunks(head_dim)).enumerate().for_each(turn);
         }
         Ok((CpuStorage::F32(y), x_layout.shape().clone()))
+    }
+
+    #[cfg(feature = "metal")]
+    fn metal_fwd(
+        &self,
+        x: &MetalStorage,
+        x_layout: &Layout,
+        cos: &MetalStorage,
+        cos_layout: &Layout,
+        sin: &MetalStorage,
+        sin_layout: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        let dims = self.check(x_layout, cos_layout, sin_layout)?;
+        let rows = |storage: &MetalStorage, layout, cols| {
+            super::rows_in(self.name(), storage.dtype(), layout, cols).map(|(range, _)| range)
+        };
+        let (from, half) = (rows(x, x_layout, dims[2])?, dims[2] / 2);
+        let (cosines, sines) = (rows(cos, cos_layout, half)?, rows(sin, sin_layout, half)?);
+        let inputs = [(x, from.start), (cos, cosines.start), (sin, sines.start)];
+        let y = device::run(self.name(), x.device(), &[metal::rope(dims)], None, &inputs, from.len())?;
+        Ok((y, x_layout.shape().clone()))
+    }
+}
+
+impl Rope {
+    /// `[heads, n, head_dim]`, where table and heads fit each other.
+    fn check(&self, x: &Layout, cos: &Layout, sin: &Layout) -> Result<[usize; 3]> {
+        match (x.dims(), cos.dims(), sin.dims()) {
+            (&[heads, n, head_dim], cos, sin)
+                if head_dim > 0 && head_dim.is_multiple_of(2) && cos == [n, head_dim / 2] && sin == cos =>
+            {
+                Ok([heads, n, head_dim])
+            }
+            (x, cos, sin) => {
+                Err(Error::Msg(format!("{}: {x:?}, {cos:?} and {sin:?} do not fit", self.name())).bt())
+            }
+        }
     }
 }
 

@@ -24,12 +24,18 @@ fn check(name: &str, prompts: &[&str]) {
         println!("{name} {prompt}: largest difference of a logit {difference:.2e}");
         assert!(difference <= 2e-3, "{name} {prompt}: logits differ by {difference}");
 
-        let mut greedy = vec![argmax(&logits[ids.len() - 1])];
-        while greedy.len() < 32 {
-            let next = session.feed(&greedy[greedy.len() - 1..]).unwrap();
-            greedy.push(argmax(&next.to_vec1::<f32>().unwrap()));
+        if *prompt == prompts[0] {
+            let mut greedy = vec![argmax(&logits[ids.len() - 1])];
+            while greedy.len() < 32 {
+                let next = session.feed(&greedy[greedy.len() - 1..]).unwrap();
+                greedy.push(argmax(&next.to_vec1::<f32>().unwrap()));
+            }
+            assert_eq!(
+                greedy,
+                golden.ids(&format!("{prompt}.greedy"))[..32],
+                "{name} {prompt}: greedy tokens"
+            );
         }
-        assert_eq!(greedy, golden.ids(&format!("{prompt}.greedy"))[..32], "{name} {prompt}: greedy tokens");
     }
 }
 

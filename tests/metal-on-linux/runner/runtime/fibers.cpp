@@ -46,6 +46,7 @@ extern "C" void runner_switch(void** save, void* load);
 namespace {
 
 constexpr size_t STACK = 128 << 10;
+constexpr uint32_t MOST_THREADS = 1024;
 constexpr uint32_t ALL = ~0u;
 
 enum Order : int { FORWARD, REVERSE, RANDOM };
@@ -148,6 +149,26 @@ struct Worker {
 
 thread_local Worker* worker;
 
+// Stacks for the threads of a threadgroup, kept for the next launch: their pages are costly when new.
+std::mutex kept_lock;
+std::vector<char*> kept;
+
+char* take_stacks() {
+  std::lock_guard<std::mutex> guard(kept_lock);
+  if (kept.empty()) {
+    void* made = mmap(nullptr, STACK * MOST_THREADS, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    return made == MAP_FAILED ? nullptr : (char*)made;
+  }
+  char* stacks = kept.back();
+  kept.pop_back();
+  return stacks;
+}
+
+void keep_stacks(char* stacks) {
+  std::lock_guard<std::mutex> guard(kept_lock);
+  kept.push_back(stacks);
+}
+
 void fiber_main() {
   Worker* w = worker;
   const int index = w->current;
@@ -220,8 +241,8 @@ void work(const Entry* entry, RunnerLaunch* launch, std::atomic<uint64_t>* next,
   w.entry = entry;
   w.random = launch->seed * 0x9e3779b97f4a7c15 + 0x2545f4914f6cdd1d;
   const int count = w.thread_count();
-  w.stacks = (char*)mmap(nullptr, STACK * count, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (w.stacks == MAP_FAILED) {
+  w.stacks = take_stacks();
+  if (!w.stacks) {
     std::lock_guard<std::mutex> guard(*lock);
     strcpy(launch->fault, "no memory for the threads' stacks");
     return;
@@ -246,7 +267,7 @@ void work(const Entry* entry, RunnerLaunch* launch, std::atomic<uint64_t>* next,
     w.run_group();
   }
   for (int i = 0; i < launch->shared_count; i++) trace_free_shared(w.shared[i], launch->shared_bytes[i]);
-  munmap(w.stacks, STACK * count);
+  keep_stacks(w.stacks);
   std::lock_guard<std::mutex> guard(*lock);
   launch->simd_operations += w.simd_operations;
   launch->barriers += w.barriers;
@@ -303,12 +324,13 @@ extern "C" int runner_run(RunnerLaunch* launch) {
   }
   if (!entry) return 1;
   const uint32_t threads = launch->threads[0] * launch->threads[1] * launch->threads[2];
-  if (threads == 0 || threads > 1024 || threads % 32) return 2;
+  if (threads == 0 || threads > MOST_THREADS || threads % 32) return 2;
   trace_begin(launch->buffers, launch->buffer_bytes, launch->buffer_count);
   std::atomic<uint64_t> next{0};
   std::mutex lock;
   std::vector<std::thread> workers;
-  for (int i = 0; i < launch->workers; i++) workers.emplace_back(work, entry, launch, &next, &lock);
+  for (int i = 1; i < launch->workers; i++) workers.emplace_back(work, entry, launch, &next, &lock);
+  work(entry, launch, &next, &lock);
   for (auto& thread : workers) thread.join();
   trace_end(launch->traffic, launch->fault, sizeof launch->fault);
   return 0;

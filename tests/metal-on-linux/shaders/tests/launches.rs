@@ -41,6 +41,7 @@ fn launches() -> Vec<Launch> {
     let sparse = Sparse::new(2, 3, vec![0; 12].into(), vec![].into(), vec![].into()).unwrap();
     all.push(metal::sparse(&sparse, 1));
     all.push(metal::rms_norm(5, 1, 1e-6));
+    all.push(metal::rope([2, 3, 64]));
     all.extend([false, true].map(|gelu| metal::gated(9, gelu)));
     all
 }

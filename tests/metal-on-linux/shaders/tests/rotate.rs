@@ -116,3 +116,28 @@ fn norms_and_gated_products_alone() {
         }
     }
 }
+
+#[test]
+fn rotary_embedding() {
+    let shaders = Shaders::new();
+    for (heads, positions, head_dim) in [(1, 1, 2), (3, 5, 64), (8, 1, 128), (2, 9, 20)] {
+        let random = &mut Random::new(head_dim as u64);
+        let (count, half) = (heads * positions * head_dim, head_dim / 2);
+        let x = random.floats(count);
+        let (cosines, sines) = (random.floats(positions * half), random.floats(positions * half));
+        let expected: Vec<f64> = (0..count)
+            .map(|i| {
+                let (row, pair) = (i / head_dim, i % half);
+                let [a, b] = [pair, pair + half].map(|c| f64::from(x[row * head_dim + c]));
+                let at = row % positions * half + pair;
+                let (cos, sin) = (f64::from(cosines[at]), f64::from(sines[at]));
+                if i % head_dim < half { a * cos - b * sin } else { a * sin + b * cos }
+            })
+            .collect();
+        let inputs = [bytes(&x), bytes(&cosines), bytes(&sines)];
+        let inputs = [&inputs[0][..], &inputs[1], &inputs[2]];
+        let launches = [metal::rope([heads, positions, head_dim])];
+        let found = shaders.run(&launches, &[], &inputs, 4 * count, ORDERS[2]).floats();
+        assert!(snr(&expected, &found) > 100.0, "{heads} {positions} {head_dim}");
+    }
+}

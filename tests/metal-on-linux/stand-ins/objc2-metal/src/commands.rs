@@ -251,8 +251,10 @@ fn run(command: Command) -> Result<(), String> {
                 // SAFETY: the arguments are those that Candle binds for its function of this name.
                 Function::Candle(function) => unsafe { (function.run)(&buffers) },
                 Function::Own { library, .. } => {
-                    let total: usize = groups.iter().product();
-                    let workers = std::thread::available_parallelism().map_or(1, |n| n.get()).min(total);
+                    /// Threadgroups that are worth a thread of their own.
+                    const SHARE: usize = 16;
+                    let most = std::thread::available_parallelism().map_or(1, |n| n.get());
+                    let workers = most.min(groups.iter().product::<usize>().div_ceil(SHARE));
                     let launch = Launch {
                         kernel: &name,
                         groups,
