@@ -55,6 +55,20 @@ impl Hub {
             .into()
     }
 
+    /// Asks the endpoint for anything at all, once.
+    ///
+    /// # Errors
+    /// [`Error::Offline`], or why there is no answer.
+    pub fn reach(&self) -> Result<()> {
+        let url = format!("{}/api/models?limit=1", self.endpoint);
+        match self.attempt(&self.agent(), &url, false, None) {
+            Ok(Attempt::Again(error, _)) => Err(error),
+            // Whatever it thinks of the question: it answers.
+            Ok(Attempt::Answer(_)) | Err(Error::NotFound { .. } | Error::Unauthorised { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// One attempt at an address; `range` is the first byte that is wanted.
     ///
     /// # Errors
