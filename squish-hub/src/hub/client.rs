@@ -55,35 +55,38 @@ impl Hub {
             .into()
     }
 
+    /// Asks the endpoint for anything at all, once.
+    ///
+    /// # Errors
+    /// [`Error::Offline`], or why there is no answer.
+    pub fn reach(&self) -> Result<()> {
+        let url = format!("{}/api/models?limit=1", self.endpoint);
+        match self.attempt(&self.agent(), &url, None) {
+            Ok(Attempt::Again(error, _)) => Err(error),
+            // Whatever it thinks of the question: it answers.
+            Ok(Attempt::Answer(_)) | Err(Error::NotFound { .. } | Error::Unauthorised { .. }) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// One attempt at an address; `range` is the first byte that is wanted.
     ///
     /// # Errors
     /// What another attempt would not change: [`Error::Offline`], [`Error::Unauthorised`], [`Error::NotFound`],
     /// [`Error::Hub`].
-    pub(super) fn attempt(
-        &self,
-        agent: &Agent,
-        url: &str,
-        head: bool,
-        range: Option<u64>,
-    ) -> Result<Attempt> {
+    pub(super) fn attempt(&self, agent: &Agent, url: &str, range: Option<u64>) -> Result<Attempt> {
         if self.offline {
             return Err(Error::Offline { url: url.into() });
         }
         let authorised = self.token.as_ref().map(|token| format!("Bearer {token}"));
-        macro_rules! dress {
-            ($request:expr) => {{
-                let mut request = $request;
-                if let Some(token) = &authorised {
-                    request = request.header("authorization", token);
-                }
-                if let Some(first) = range {
-                    request = request.header("range", format!("bytes={first}-"));
-                }
-                request.call()
-            }};
+        let mut request = agent.get(url);
+        if let Some(token) = &authorised {
+            request = request.header("authorization", token);
         }
-        let answer = if head { dress!(agent.head(url)) } else { dress!(agent.get(url)) };
+        if let Some(first) = range {
+            request = request.header("range", format!("bytes={first}-"));
+        }
+        let answer = request.call();
         let url = url.to_owned();
         let response = match answer {
             Ok(response) => response,
@@ -115,10 +118,10 @@ impl Hub {
     }
 
     /// An answer, after as many attempts as it takes or are allowed.
-    pub(super) fn request(&self, agent: &Agent, url: &str, head: bool) -> Result<Response<Body>> {
+    pub(super) fn request(&self, agent: &Agent, url: &str) -> Result<Response<Body>> {
         let mut failed = 0;
         loop {
-            match self.attempt(agent, url, head, None)? {
+            match self.attempt(agent, url, None)? {
                 Attempt::Answer(response) => return Ok(response),
                 Attempt::Again(error, asked) => {
                     failed += 1;

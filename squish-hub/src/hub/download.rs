@@ -92,7 +92,7 @@ impl Hub {
                 _ => {}
             }
             let range = Some(have).filter(|have| *have > 0);
-            let (error, asked) = match self.attempt(agent, url, false, range)? {
+            let (error, asked) = match self.attempt(agent, url, range)? {
                 Attempt::Again(error, asked) => (error, asked),
                 Attempt::Answer(response) if response.status() == 416 => {
                     // Nothing lies behind what is there. Where it is whole, the digest will say so.

@@ -86,7 +86,7 @@ impl Hub {
         let agent = self.agent();
         let revision = revision.replace('/', "%2F");
         let url = format!("{}/api/models/{repository}/revision/{revision}?blobs=true", self.endpoint);
-        let mut answer = self.request(&agent, &url, false)?;
+        let mut answer = self.request(&agent, &url)?;
         let refuse = |reason: String| Error::Hub { url: url.clone(), reason };
         let text = answer.body_mut().with_config().limit(MOST_ANSWER).read_to_vec();
         let text = text.map_err(|e| refuse(e.to_string()))?;

@@ -1,5 +1,8 @@
 //! A small hub on the loopback interface: the addresses, redirects, etags and ranges of the real one, and its failures.
 
+// Each test uses a part of this.
+#![allow(dead_code)]
+
 use sha2::Digest;
 use std::{
     collections::BTreeMap,

@@ -196,11 +196,7 @@ impl RotaryTable {
     /// # Errors
     /// When a tensor operation fails.
     pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        let x = x.contiguous()?;
-        if x.device().is_cpu() {
-            return x.apply_op3_no_bwd(&self.cos, &self.sin, &ops::Rope);
-        }
-        candle_nn::rotary_emb::rope(&x.unsqueeze(0)?, &self.cos, &self.sin)?.squeeze(0)
+        x.contiguous()?.apply_op3_no_bwd(&self.cos, &self.sin, &ops::Rope)
     }
 }
 

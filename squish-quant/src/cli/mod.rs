@@ -1,6 +1,7 @@
 //! The command line: one line on standard error and a non-zero exit code for whatever goes wrong.
 
 mod command_line;
+mod doctor;
 mod eval;
 mod memory_size;
 mod models;
@@ -42,6 +43,7 @@ enum Command {
     Smoke(smoke::Smoke),
     Synth(synth::Synth),
     Recipes(Recipes),
+    Doctor(doctor::Doctor),
     Scan(scan::Scan),
     Pull(models::Pull),
     List(models::List),
@@ -196,6 +198,7 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(args) => args.run(),
         Command::Smoke(args) => args.run(),
         Command::Synth(args) => args.run(),
+        Command::Doctor(args) => args.run(),
         Command::Scan(args) => args.run(),
         Command::Pull(args) => args.run(),
         Command::List(args) => args.run(),
