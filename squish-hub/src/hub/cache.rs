@@ -1,8 +1,10 @@
 //! The cache on disk, in Hugging Face's layout:
 //!
-//!     models--ORGANISATION--NAME/blobs/ETAG
-//!                                refs/REVISION             a commit
-//!                                snapshots/COMMIT/FILE     a link to a blob
+//! ```text
+//! models--ORGANISATION--NAME/blobs/ETAG
+//!                            refs/REVISION             a commit
+//!                            snapshots/COMMIT/FILE     a link to a blob
+//! ```
 
 use super::Hub;
 use crate::{Error, Result};
