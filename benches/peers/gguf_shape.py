@@ -12,23 +12,13 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from gguf_qwen2 import add_hyperparameters
+
 SIGMA = 0.02
 # Weights that are drawn. Larger tensors repeat them: what a weight is does not change how long it takes.
 DRAWN = 1 << 22
-
-
-def hyperparameters(writer, config):
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_rope_freq_base(config.get("rope_theta") or config["rope_parameters"]["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_vocab_size(config["vocab_size"])
-    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
-    writer.add_tokenizer_model("no_vocab")
 
 
 def shapes(config):
@@ -59,7 +49,9 @@ def main():
         raise SystemExit(f"{config_path}: {config['architectures']}, expected Qwen2ForCausalLM")
     temporary = Path(f"{out}.tmp")
     writer = gguf.GGUFWriter(temporary, "qwen2", use_temp_file=False)
-    hyperparameters(writer, config)
+    add_hyperparameters(writer, config, gguf.LlamaFileType.MOSTLY_F16)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
     drawn = (SIGMA * np.random.default_rng(0).standard_normal(DRAWN, np.float32)).astype(np.float16)
     tensors = list(shapes(config))
     for name, shape in tensors:

@@ -6,10 +6,14 @@ bf16 weights are f32 weights with 16 zero bits, so nothing is rounded.
 import json
 import shutil
 import struct
+import sys
 from pathlib import Path
 
 import gguf
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from gguf_qwen2 import add_hyperparameters
 
 ARCHITECTURE = gguf.MODEL_ARCH.QWEN2
 
@@ -33,18 +37,6 @@ def as_f32(dtype, data, name):
     if dtype in ("F16", "F32"):
         return np.frombuffer(data, {"F16": "<f2", "F32": "<f4"}[dtype]).astype(np.float32)
     raise SystemExit(f"{name} is {dtype}, expected BF16, F16 or F32")
-
-
-def add_hyperparameters(writer, config):
-    writer.add_context_length(config["max_position_embeddings"])
-    writer.add_embedding_length(config["hidden_size"])
-    writer.add_feed_forward_length(config["intermediate_size"])
-    writer.add_block_count(config["num_hidden_layers"])
-    writer.add_head_count(config["num_attention_heads"])
-    writer.add_head_count_kv(config["num_key_value_heads"])
-    writer.add_rope_freq_base(config["rope_theta"])
-    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
-    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
 
 
 def add_tokenizer(writer, tokenizer, config):
@@ -74,7 +66,7 @@ def convert(model, out):
         raise SystemExit(f"{model}: {config['architectures']}, expected Qwen2ForCausalLM")
     temporary = Path(f"{out}.tmp")
     writer = gguf.GGUFWriter(temporary, gguf.MODEL_ARCH_NAMES[ARCHITECTURE])
-    add_hyperparameters(writer, config)
+    add_hyperparameters(writer, config, gguf.LlamaFileType.ALL_F32)
     add_tokenizer(writer, json.loads((model / "tokenizer.json").read_text(encoding="utf-8")), config)
     names = gguf.get_tensor_name_map(ARCHITECTURE, config["num_hidden_layers"])
     for name, values in read_safetensors(model / "model.safetensors"):

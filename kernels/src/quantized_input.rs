@@ -29,9 +29,7 @@ pub struct QuantizedInput {
 impl QuantizedInput {
     /// The nearest such input. A group that holds what is no finite number has the scale NaN.
     pub fn new(x: &[f32]) -> Self {
-        let groups = x.len().div_ceil(GROUP);
-        let mut found =
-            Self { values: vec![0; groups * GROUP], scales: vec![0.0; groups], sums: vec![[0; 2]; groups] };
+        let mut found = Self::zeros(x.len().div_ceil(GROUP));
         Parts { values: &mut found.values, scales: &mut found.scales, sums: &mut found.sums }.round(x);
         found
     }
@@ -42,8 +40,7 @@ impl QuantizedInput {
         if groups < 2 * TOGETHER {
             return Self::new(x);
         }
-        let mut found =
-            Self { values: vec![0; groups * GROUP], scales: vec![0.0; groups], sums: vec![[0; 2]; groups] };
+        let mut found = Self::zeros(groups);
         let values = found.values.chunks_mut(TOGETHER * GROUP);
         let sides = found.scales.chunks_mut(TOGETHER).zip(found.sums.chunks_mut(TOGETHER));
         let mut parts: Vec<Parts> =
@@ -53,6 +50,10 @@ impl QuantizedInput {
             parts[0].round(&x[..x.len().min(TOGETHER * GROUP)]);
         });
         found
+    }
+
+    fn zeros(groups: usize) -> Self {
+        Self { values: vec![0; groups * GROUP], scales: vec![0.0; groups], sums: vec![[0; 2]; groups] }
     }
 
     /// The values, a multiple of [`GROUP`].

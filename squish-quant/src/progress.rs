@@ -18,10 +18,3 @@ pub struct Silent;
 impl Progress for Silent {
     fn at(&self, _done: usize, _total: usize, _tensor: &str) {}
 }
-
-/// The largest resident set of this process so far, in bytes, where the system says.
-pub fn peak_memory() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
-}

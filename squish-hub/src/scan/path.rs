@@ -128,13 +128,7 @@ fn weights(name: &str, file: &mut File, length: u64) -> std::io::Result<Contents
         // What it is instead shows in its beginning.
         let mut contents = scan_bytes(name, &bytes);
         if contents.findings.is_empty() {
-            let detail = "not safetensors".into();
-            contents.findings.push(Finding {
-                file: printable(name),
-                danger: Danger::Mismatch,
-                detail,
-                globals: vec![],
-            });
+            contents.findings.push(mismatch(name, "not safetensors"));
         }
         return Ok(contents);
     }
@@ -143,15 +137,14 @@ fn weights(name: &str, file: &mut File, length: u64) -> std::io::Result<Contents
     file.read_to_end(&mut tail)?;
     let mut contents = Contents { role: Role::Safetensors, findings: Vec::new() };
     if super::zip::Archive::open(&tail).is_some() {
-        let detail = "ends as a zip archive, which its name does not say".into();
-        contents.findings.push(Finding {
-            file: printable(name),
-            danger: Danger::Mismatch,
-            detail,
-            globals: vec![],
-        });
+        contents.findings.push(mismatch(name, "ends as a zip archive, which its name does not say"));
     }
     Ok(contents)
+}
+
+/// A file that is not what its name says.
+fn mismatch(name: &str, detail: &str) -> Finding {
+    Finding { file: printable(name), danger: Danger::Mismatch, detail: detail.into(), globals: vec![] }
 }
 
 /// A large file of another kind is never loaded: it is known by its beginning, or refused.

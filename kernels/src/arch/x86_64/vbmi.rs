@@ -66,10 +66,7 @@ impl<const K: usize> TileLevels<K> {
     #[target_feature(enable = "avx512f")]
     pub fn new(table: &[i8; 256], flip: i8) -> Self {
         Self {
-            table: std::array::from_fn(|i| {
-                let levels = load(table[64 * i..].first_chunk().expect("256 levels"));
-                _mm512_xor_si512(levels, _mm512_set1_epi8(flip))
-            }),
+            table: in_registers(table, flip),
             shifts: load(&Quarter::<K>::SHIFTS),
             bytes: std::array::from_fn(|quarter| load(&Quarter::<K>::BYTES[quarter])),
         }
@@ -90,6 +87,16 @@ impl<const K: usize> TileLevels<K> {
         let windows = _mm512_multishift_epi64_epi8(self.shifts, lanes);
         lookup(&self.table, windows)
     }
+}
+
+/// A table of levels for [`lookup`], with the bits of `flip` flipped in every level.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn in_registers(table: &[i8; 256], flip: i8) -> [__m512i; 4] {
+    std::array::from_fn(|i| {
+        let levels = load(table[64 * i..].first_chunk().expect("256 levels"));
+        _mm512_xor_si512(levels, _mm512_set1_epi8(flip))
+    })
 }
 
 /// The level of each window.

@@ -3,7 +3,7 @@
 //! `vpdpbusd` multiplies unsigned by signed bytes. So levels are looked up with 128 added, and sums begin at `-128 sum x`.
 
 use super::{
-    vbmi::{TileLevels, load, lookup},
+    vbmi::{TileLevels, in_registers, lookup},
     vnni_panel,
 };
 use crate::{
@@ -84,15 +84,12 @@ fn tiles<const K: usize>(run: TileRun) -> [f32; TILE] {
 
 /// With two bits a weight, a tile is a register, and its windows need no permutation.
 ///
-/// Of each 64 bits, which hold two rows, 29 of the 32 windows end in them. A quarter of the windows, that with the other three, is taken
-/// from the tile turned by 32 bits.
+/// Each 64 bits hold two rows, and 29 of their 32 windows whole. The last quarter of the windows, with the other three, is taken from
+/// the tile turned by 32 bits.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 fn tiles_of_two_bits(run: TileRun) -> [f32; TILE] {
     run.check();
-    let table: [__m512i; 4] = std::array::from_fn(|i| {
-        let levels = load(run.table[64 * i..].first_chunk().expect("256 levels"));
-        _mm512_xor_si512(levels, _mm512_set1_epi8(i8::MIN))
-    });
+    let table = in_registers(run.table, i8::MIN);
     let shifts = [0, 16, 32, 16]
         .map(|first: i64| _mm512_set1_epi64(0x0e0c_0a08_0604_0200 + first * 0x0101_0101_0101_0101));
     let mut sums = [_mm512_setzero_ps(); 2];
