@@ -3,7 +3,7 @@
 use super::{
     Kernels,
     generic::{self, Panel},
-    integer,
+    integer, page,
     tiles::{Tiles, Windows, row_bits},
     units,
     vector::Vector,
@@ -21,6 +21,7 @@ pub fn kernels() -> Option<Kernels> {
         units_dot: units::units_dot,
         tiles_dot: integer::tiles_dot,
         panels: None,
+        pages: page::aarch64::neon().unwrap_or(page::SCALAR),
     })
 }
 
