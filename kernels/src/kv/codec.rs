@@ -12,6 +12,7 @@
 
 use crate::scheme::{CodeUnit, INT4R, NF2, UNIT, Unit2, Unit4};
 use half::f16;
+use std::sync::LazyLock;
 
 /// How numbers of keys or values are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -56,16 +57,17 @@ impl Codec {
         self.bits() <= 8
     }
 
-    /// The level of each code below 16, in units of the scale. For codecs without a table, zeros.
-    pub fn table(self) -> [f32; 16] {
-        let levels = match self {
-            Self::Int4 => INT4R.levels(),
-            Self::Int2 => NF2.levels(),
-            _ => Vec::new(),
-        };
-        let mut table = [0.0; 16];
-        table[..levels.len()].copy_from_slice(&levels);
-        table
+    /// The level of each code, in units of the scale; two bits' four levels again and again. For codecs without a table, zeros.
+    pub fn table(self) -> &'static [f32; 16] {
+        static TABLES: LazyLock<[[f32; 16]; 3]> = LazyLock::new(|| {
+            let repeated = |levels: Vec<f32>| std::array::from_fn(|code| levels[code % levels.len()]);
+            [repeated(INT4R.levels()), repeated(NF2.levels()), [0.0; 16]]
+        });
+        match self {
+            Self::Int4 => &TABLES[0],
+            Self::Int2 => &TABLES[1],
+            _ => &TABLES[2],
+        }
     }
 
     /// The `i`-th number of 64, in units of the scale: the reference reading.
@@ -115,8 +117,8 @@ impl Codec {
                 }
                 scale
             }
-            Self::Int4 => gaussian::<16>(x, &self.table(), INT4R.gaussian_scale(), codes),
-            _ => gaussian::<4>(x, &self.table(), NF2.gaussian_scale(), codes),
+            Self::Int4 => gaussian::<16>(x, self.table(), INT4R.gaussian_scale(), codes),
+            _ => gaussian::<4>(x, self.table(), NF2.gaussian_scale(), codes),
         }
     }
 }

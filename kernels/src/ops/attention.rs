@@ -17,6 +17,7 @@ use crate::{
     },
     kv::{History, PAGE, Store},
     scheme::UNIT,
+    team,
 };
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape};
 use rayon::prelude::*;
@@ -26,14 +27,14 @@ use std::ops::Range;
 const PAGES: usize = 4;
 
 /// Pages of one task where there are too few queries to keep all threads busy.
-const SEGMENT: usize = 8;
+const SEGMENT: usize = 4;
 
 /// From this many tasks on, keys are not split between tasks. Not the number of threads, on which
 /// results would then depend.
 const ENOUGH_TASKS: usize = 16;
 
-/// Up to so many pages of all heads are worked on by one thread while a token is decoded: waking others takes longer.
-const FEW_PAGES: usize = 16;
+/// Up to so many pages of all heads are worked on by one thread while a token is decoded: handing them out takes longer.
+const FEW_PAGES: usize = 2;
 
 /// Up to so many rows of queries are multiplied with a page as it is decoded; for more, pages are decoded once for a product of
 /// matrices.
@@ -163,36 +164,36 @@ impl Run<'_> {
         let blocks: Vec<Range<usize>> = (first_page..(past + n).div_ceil(PAGE))
             .map(|page| (page * PAGE).max(past) - past..((page + 1) * PAGE).min(past + n) - past)
             .collect();
-        let mut tasks = Vec::new();
+        // The tasks of a head's queries come one after the other, and end at `ends`.
+        let (mut tasks, mut ends) = (Vec::new(), Vec::new());
         for kv_head in 0..kv_heads {
             for queries in &blocks {
                 let seen = self.seen(queries.start).start..self.seen(queries.end - 1).end;
                 let pages = seen.start / PAGE..seen.end.div_ceil(PAGE);
                 let step = if kv_heads * blocks.len() < ENOUGH_TASKS { SEGMENT } else { pages.len() };
                 let segments = pages.clone().step_by(step).map(|start| start..pages.end.min(start + step));
-                tasks.push(
-                    segments
-                        .map(|pages| Task { kv_head, queries: queries.clone(), pages })
-                        .collect::<Vec<_>>(),
-                );
+                tasks.extend(segments.map(|pages| Task { kv_head, queries: queries.clone(), pages }));
+                ends.push(tasks.len());
             }
         }
-        let pages: usize = tasks.iter().flatten().map(|task| task.pages.len()).sum();
-        let alone = n == 1 && pages <= FEW_PAGES;
-        // Later queries see more keys: those first.
-        let work = |segments: &Vec<Task>| {
-            let found: Vec<Found> = match &segments[..] {
-                segments if alone => segments.iter().map(|task| self.find(task)).collect(),
-                [task] => vec![self.find(task)],
-                _ => segments.par_iter().with_max_len(1).map(|task| self.find(task)).collect(),
-            };
-            let all = found.into_iter().reduce(|all, more| all.join(more, self.width()));
+        let mut parts: Vec<Option<Found>> = tasks.iter().map(|_| None).collect();
+        match n {
+            1 if tasks.iter().map(|task| task.pages.len()).sum::<usize>() <= FEW_PAGES => {
+                parts.iter_mut().zip(&tasks).for_each(|(found, task)| *found = Some(self.find(task)));
+            }
+            1 => team::for_each_chunk(&mut parts, 1, |i, found| found[0] = Some(self.find(&tasks[i]))),
+            _ => {
+                let all = parts.par_iter_mut().zip(&tasks).with_max_len(1);
+                all.for_each(|(found, task)| *found = Some(self.find(task)));
+            }
+        }
+        let (mut parts, mut start) = (parts.into_iter().flatten(), 0);
+        let joined = ends.into_iter().map(|end| {
+            let of_these = parts.by_ref().take(end - std::mem::replace(&mut start, end));
+            let all = of_these.reduce(|all, more| all.join(more, self.width()));
             all.expect("a query sees its own position at least")
-        };
-        let found: Vec<Found> = match alone {
-            true => tasks.iter().map(work).collect(),
-            false => tasks.par_iter().with_max_len(1).map(work).collect(),
-        };
+        });
+        let found: Vec<Found> = joined.collect();
         let (group, mut y) = (heads / kv_heads, vec![0.0; n * heads * head_dim]);
         let rotation = self.op.history.value_rotation();
         let finish = |(i, y): (usize, &mut [f32])| {
