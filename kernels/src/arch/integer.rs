@@ -2,7 +2,7 @@
 //!
 //! Sums of integers are exact, so that instances differ by no more than the order in which groups are added up.
 
-use super::{tiles::row_bits, units::dot};
+use super::{neighbours::LazyNeighbours, tiles::row_bits, units::dot};
 use crate::{
     quantized_input::{GROUP, QuantizedInput},
     scheme::TILE,
@@ -17,6 +17,8 @@ pub struct TileRun<'a> {
     pub bits: usize,
     /// The level of each window.
     pub table: &'a [i8; 256],
+    /// The levels of neighbours, for instances that look those up.
+    pub neighbours: &'a LazyNeighbours,
     /// The codes of the tiles from left to right, `32 * bits` bytes each.
     pub codes: &'a [u8],
     /// The input, of as many columns, and zeros after them.
@@ -89,7 +91,8 @@ mod tests {
         ) {
             let (codes, table) = (&codes[..tiles * 32 * bits], table.as_slice().try_into().unwrap());
             let x = QuantizedInput::new(&x[..tiles * 16]);
-            let run = TileRun { bits, table, codes, x: &x };
+            let neighbours = &LazyNeighbours::new();
+            let run = TileRun { bits, table, neighbours, codes, x: &x };
             let mut expected = [(0.0, 0.0); 16];
             for (t, tile) in codes.chunks_exact(32 * bits).enumerate() {
                 for (i, window) in trellis::windows(tile, bits).into_iter().enumerate() {
@@ -116,9 +119,12 @@ mod tests {
                 let x = QuantizedInput::new(&vec![sign; 256]);
                 let expected = 256.0 * sign * f32::from(level);
                 for kernels in arch::available() {
-                    let run = TileRun { bits: 2, table: &[level; 256], codes: &[0x5a; 16 * 64], x: &x };
-                    for found in (kernels.tiles_dot)(run) {
-                        assert!((found - expected).abs() < 0.1, "{}: {found} {expected}", kernels.isa);
+                    for bits in [2, 4] {
+                        let (table, codes) = (&[level; 256], &vec![0x5a; 16 * 32 * bits]);
+                        let run = TileRun { bits, table, neighbours: &LazyNeighbours::new(), codes, x: &x };
+                        for found in (kernels.tiles_dot)(run) {
+                            assert!((found - expected).abs() < 0.1, "{}: {found} {expected}", kernels.isa);
+                        }
                     }
                 }
             }

@@ -11,6 +11,7 @@
 pub mod generic;
 pub mod integer;
 pub mod level_panel;
+pub mod neighbours;
 pub mod page;
 pub mod scalar;
 pub mod tiles;

@@ -99,7 +99,7 @@ impl<U: CodeUnit> Scheme for Gaussian<U> {
         m.f16(1, row, col / m.group()) * (f32::from(level) / LEVEL_UNIT)
     }
 
-    fn integers(&self) -> Option<Integers> {
+    fn integers(&self) -> Option<Integers<'_>> {
         Some(Integers::Units { bits: U::BITS, table: self.table(), level_unit: LEVEL_UNIT, minima: None })
     }
 

@@ -66,7 +66,7 @@ impl Scheme for Int4 {
         m.f16(2, row, col / GROUP) + m.f16(1, row, col / GROUP) * (code / CODE_UNIT)
     }
 
-    fn integers(&self) -> Option<Integers> {
+    fn integers(&self) -> Option<Integers<'_>> {
         Some(Integers::Units {
             bits: 4,
             table: std::array::from_fn(|code| code as i8),

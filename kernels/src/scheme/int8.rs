@@ -52,7 +52,7 @@ impl Scheme for Int8 {
         m.f16(1, row, col / m.group()) * (code / CODE_UNIT)
     }
 
-    fn integers(&self) -> Option<Integers> {
+    fn integers(&self) -> Option<Integers<'_>> {
         Some(Integers::Units { bits: 8, table: [0; 16], level_unit: CODE_UNIT, minima: None })
     }
 

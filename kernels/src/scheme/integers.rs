@@ -3,7 +3,9 @@
 use super::{PANEL_ROWS, TILE, UNIT};
 use crate::{
     Packed, QuantizedInput,
-    arch::{Kernels, LevelPanel, PanelKernels, TileRun, UnitRows, level_panel::ROWS},
+    arch::{
+        Kernels, LevelPanel, PanelKernels, TileRun, UnitRows, level_panel::ROWS, neighbours::LazyNeighbours,
+    },
     quantized_input::{GROUP, HALF},
 };
 use std::ops::Range;
@@ -12,13 +14,15 @@ const _: () = assert!(ROWS == PANEL_ROWS && ROWS == TILE && GROUP == UNIT);
 
 /// Levels of eight bits, and where they are.
 #[derive(Debug, Clone, Copy)]
-pub enum Integers {
+pub enum Integers<'a> {
     /// Tiles of a trellis code in part 0, a scale for each row in part 1.
     Tiles {
         /// Bits of a weight.
         bits: usize,
         /// The level of each window.
-        table: &'static [i8; 256],
+        table: &'a [i8; 256],
+        /// The levels of neighbours, for kernels that look those up.
+        neighbours: &'a LazyNeighbours,
         /// What a stored scale is divided by.
         level_unit: f32,
     },
@@ -35,13 +39,14 @@ pub enum Integers {
     },
 }
 
-impl Integers {
+impl Integers<'_> {
     /// `out[r] = W[first + r] . x` for at most [`PANEL_ROWS`] rows, from a multiple of that on.
     pub fn dot(&self, kernels: &Kernels, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
         let rows = first..first + out.len();
         match *self {
-            Self::Tiles { bits, table, level_unit } => {
-                let products = (kernels.tiles_dot)(TileRun { bits, table, codes: m.row(0, first / TILE), x });
+            Self::Tiles { bits, table, neighbours, level_unit } => {
+                let codes = m.row(0, first / TILE);
+                let products = (kernels.tiles_dot)(TileRun { bits, table, neighbours, codes, x });
                 for (row, (out, product)) in rows.zip(out.iter_mut().zip(products)) {
                     *out = product * (m.f16(1, row, 0) / level_unit);
                 }
@@ -75,7 +80,7 @@ impl Integers {
         out.scales.clear();
         out.minima.clear();
         match *self {
-            Self::Tiles { bits, table, level_unit } => {
+            Self::Tiles { bits, table, level_unit, .. } => {
                 let tile = 32 * bits;
                 let codes = &m.row(0, first / TILE)[cols.start / TILE * tile..cols.end / TILE * tile];
                 (kernels.spread_tiles)(bits, table, codes, &mut out.levels[..cols.len() / 4]);

@@ -137,7 +137,7 @@ pub trait Scheme: Sync + std::fmt::Debug {
     fn weight(&self, m: &Packed, row: usize, col: usize) -> f32;
 
     /// How its matrices consist of integers; `None` where they do not, and products are of floats.
-    fn integers(&self) -> Option<Integers> {
+    fn integers(&self) -> Option<Integers<'_>> {
         None
     }
 

@@ -1,6 +1,5 @@
 //! AVX2 with fused multiply-add: eight lanes.
 
-use super::avx2_units::{products, sum_pairs};
 use crate::arch::{
     Kernels,
     generic::{self, Panel},
@@ -10,25 +9,25 @@ use crate::arch::{
     units::UnitRows,
     vector::Vector,
 };
-use crate::{
-    quantized_input::GROUP,
-    scheme::{TILE, UNIT},
-};
+use crate::scheme::{TILE, UNIT};
 use std::arch::x86_64::*;
 
 /// The kernels, if the processor has it.
 pub fn kernels() -> Option<Kernels> {
-    (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c"))
-        .then_some(Kernels {
-            isa: "avx2",
-            panel_dot,
-            lookup,
-            tiles: decode_tiles,
-            units_dot,
-            tiles_dot,
-            panels: None,
-            pages: page::x86_64::avx2().unwrap_or(page::SCALAR),
-        })
+    (is_x86_feature_detected!("avx2")
+        && is_x86_feature_detected!("fma")
+        && is_x86_feature_detected!("f16c")
+        && is_x86_feature_detected!("bmi1"))
+    .then_some(Kernels {
+        isa: "avx2",
+        panel_dot,
+        lookup,
+        tiles: decode_tiles,
+        units_dot,
+        tiles_dot,
+        panels: None,
+        pages: page::x86_64::avx2().unwrap_or(page::SCALAR),
+    })
 }
 
 impl Vector for __m256 {
@@ -196,48 +195,7 @@ fn units_dot(rows: UnitRows, out: &mut [f32]) {
     unsafe { super::avx2_units::units_dot(rows, out) }
 }
 
-/// Two rows of a tile a step, as in [`decode_tiles`]; a row's products fall into the four lanes of its half.
 fn tiles_dot(run: TileRun) -> [f32; TILE] {
-    #[target_feature(enable = "avx2,fma")]
-    fn instance<const K: usize>(run: TileRun) -> [f32; TILE] {
-        let table = run.table.as_chunks::<16>().0;
-        let table: [__m256i; 16] = std::array::from_fn(|i| both(&table[i]));
-        let mut sums = [_mm256_setzero_ps(); TILE / 2];
-        let groups = run.codes.chunks(GROUP / TILE * 32 * K).zip(run.x.values().as_chunks::<GROUP>().0);
-        for ((tiles, values), &scale) in groups.zip(run.x.scales()) {
-            let mut integers = [_mm256_setzero_si256(); TILE / 2];
-            for (tile, values) in tiles.chunks_exact(32 * K).zip(values.as_chunks::<TILE>().0) {
-                let values = both(values);
-                for (pair, integer) in integers.iter_mut().enumerate() {
-                    let rows =
-                        _mm256_set_m128i(row_bytes::<K>(tile, 2 * pair + 1), row_bytes::<K>(tile, 2 * pair));
-                    let levels = levels_of(windows::<K>(rows), &table);
-                    *integer = _mm256_add_epi32(*integer, sum_pairs(products(levels, values)));
-                }
-            }
-            for (sum, integer) in sums.iter_mut().zip(integers) {
-                *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(integer), _mm256_set1_ps(scale), *sum);
-            }
-        }
-        let mut rows = [0.0; TILE];
-        for (rows, sum) in rows.as_chunks_mut::<2>().0.iter_mut().zip(sums) {
-            let mut lanes = [0.0; 8];
-            // SAFETY: the pointer is that of eight values.
-            unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
-            for (row, lanes) in rows.iter_mut().zip(lanes.as_chunks::<4>().0) {
-                *row = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
-            }
-        }
-        rows
-    }
-    run.check();
     // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
-    unsafe {
-        match run.bits {
-            2 => instance::<2>(run),
-            3 => instance::<3>(run),
-            4 => instance::<4>(run),
-            _ => instance::<5>(run),
-        }
-    }
+    unsafe { super::avx2_tiles::tiles_dot(run) }
 }

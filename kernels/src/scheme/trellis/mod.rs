@@ -22,9 +22,9 @@ mod tile;
 use super::{Integers, PANEL_COLS, Part, PartType, Scheme};
 use crate::{
     Packed,
-    arch::{self, Tiles},
+    arch::{self, Tiles, neighbours::LazyNeighbours},
 };
-use std::ops::Range;
+use std::{ops::Range, sync::OnceLock};
 use tables::{TABLE_2, TABLE_3, TABLE_4, TABLE_5, Table};
 
 pub use tile::{pack, window, windows};
@@ -37,13 +37,13 @@ pub const TILE_WEIGHTS: usize = TILE * TILE;
 pub const LEVEL_UNIT: f32 = 32.0;
 
 /// Two bits a weight: 11.29 dB on a Gaussian.
-pub static TCQ2: Trellis = Trellis { name: "tcq2", bits: 2, table: &TABLE_2 };
+pub static TCQ2: Trellis = Trellis { name: "tcq2", bits: 2, table: &TABLE_2, neighbours: OnceLock::new() };
 /// Three bits a weight: 17.01 dB on a Gaussian.
-pub static TCQ3: Trellis = Trellis { name: "tcq3", bits: 3, table: &TABLE_3 };
+pub static TCQ3: Trellis = Trellis { name: "tcq3", bits: 3, table: &TABLE_3, neighbours: OnceLock::new() };
 /// Four bits a weight: 22.72 dB on a Gaussian.
-pub static TCQ4: Trellis = Trellis { name: "tcq4", bits: 4, table: &TABLE_4 };
+pub static TCQ4: Trellis = Trellis { name: "tcq4", bits: 4, table: &TABLE_4, neighbours: OnceLock::new() };
 /// Five bits a weight: 28.33 dB on a Gaussian.
-pub static TCQ5: Trellis = Trellis { name: "tcq5", bits: 5, table: &TABLE_5 };
+pub static TCQ5: Trellis = Trellis { name: "tcq5", bits: 5, table: &TABLE_5, neighbours: OnceLock::new() };
 
 /// A trellis code with a trained table and one f16 scale a row.
 #[derive(Debug)]
@@ -51,6 +51,7 @@ pub struct Trellis {
     name: &'static str,
     bits: usize,
     table: &'static Table,
+    neighbours: LazyNeighbours,
 }
 
 impl Trellis {
@@ -116,8 +117,9 @@ impl Scheme for Trellis {
         m.f16(1, row, 0) * (f32::from(self.table.levels[usize::from(window)]) / LEVEL_UNIT)
     }
 
-    fn integers(&self) -> Option<Integers> {
-        Some(Integers::Tiles { bits: self.bits, table: self.table(), level_unit: LEVEL_UNIT })
+    fn integers(&self) -> Option<Integers<'_>> {
+        let (table, neighbours) = (self.table(), &self.neighbours);
+        Some(Integers::Tiles { bits: self.bits, table, neighbours, level_unit: LEVEL_UNIT })
     }
 
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {
