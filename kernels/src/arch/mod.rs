@@ -17,7 +17,7 @@ pub mod units;
 pub mod vector;
 
 #[cfg(target_arch = "aarch64")]
-pub mod neon;
+pub mod aarch64;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
@@ -67,7 +67,10 @@ pub fn available() -> Vec<Kernels> {
         found.extend(x86_64::avx2::kernels());
     }
     #[cfg(target_arch = "aarch64")]
-    found.extend(neon::kernels());
+    {
+        found.extend(aarch64::dotprod::kernels());
+        found.extend(aarch64::neon::kernels());
+    }
     found.push(scalar::KERNELS);
     found
 }
