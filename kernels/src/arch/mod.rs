@@ -4,7 +4,7 @@
 //! function with `#[target_feature]` that calls it with its vector type. Look-ups in registers are each
 //! instruction set's own, beside a portable definition that they equal to the last bit. [`kernels`] picks the best
 //! instance that the running processor has; the environment variable `SQUISH_ISA` (`scalar`, `avx2`, `avx512`,
-//! `neon`) forces one, so that every instance can be tested on one machine.
+//! `neon`, `neon-dotprod`, `neon-i8mm`) forces one, so that every instance can be tested on one machine.
 //!
 //! To add an instruction set: a file with its `Vector` and its instances, and a line in [`available`].
 
@@ -68,6 +68,7 @@ pub fn available() -> Vec<Kernels> {
     }
     #[cfg(target_arch = "aarch64")]
     {
+        found.extend(aarch64::i8mm::kernels());
         found.extend(aarch64::dotprod::kernels());
         found.extend(aarch64::neon::kernels());
     }

@@ -1,7 +1,7 @@
 //! NEON: four lanes. Every aarch64 processor that Rust's standard targets name has it.
 
 use super::{
-    bytes::Widening,
+    bytes::{Table, Widening},
     registers::{load, load_signed},
 };
 use crate::{
@@ -101,10 +101,10 @@ fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
     #[target_feature(enable = "neon")]
     fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
         let Tiles { first, steps, stride, .. } = tiles;
-        let table = in_registers(tiles.table);
+        let table = Table::new(tiles.table);
         for (t, tile) in tiles.codes.chunks_exact(32 * K).enumerate() {
             for (r, &step) in steps.iter().enumerate() {
-                let levels = lookup_window(&table, row_windows::<K>(tile, first + r));
+                let levels = table.lookup(row_windows::<K>(tile, first + r));
                 // SAFETY: `check` made sure of 16 values for every row and tile.
                 store_levels(levels, step, unsafe { &mut *out.as_mut_ptr().add(r * stride + 16 * t).cast() });
             }
@@ -120,25 +120,6 @@ fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
             _ => instance::<5>(tiles, out),
         }
     }
-}
-
-/// A table of 256 levels, for [`lookup_window`].
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) fn in_registers(table: &[i8; 256]) -> [int8x16x4_t; 4] {
-    // SAFETY: each load takes 64 of the table's 256 bytes.
-    std::array::from_fn(|i| unsafe { vld1q_s8_x4(table[64 * i..][..64].as_ptr()) })
-}
-
-/// The level of each window.
-#[inline]
-#[target_feature(enable = "neon")]
-pub(super) fn lookup_window(table: &[int8x16x4_t; 4], windows: uint8x16_t) -> int8x16_t {
-    // An index of 64 or more yields 0 from `tbl`, and keeps what is there in `tbx`.
-    let mut levels = vqtbl4q_s8(table[0], windows);
-    levels = vqtbx4q_s8(levels, table[1], vsubq_u8(windows, vdupq_n_u8(64)));
-    levels = vqtbx4q_s8(levels, table[2], vsubq_u8(windows, vdupq_n_u8(128)));
-    vqtbx4q_s8(levels, table[3], vsubq_u8(windows, vdupq_n_u8(192)))
 }
 
 /// The sixteen windows of a tile's row.

@@ -6,8 +6,8 @@
 //! which a load parts; with four, two weights fill one. With five, each row is taken on its own.
 
 use super::{
-    bytes::Dot,
-    neon::{in_registers, lookup_window, row_windows},
+    bytes::{Dot, Table},
+    neon::row_windows,
     registers::{load, load_signed, store_floats},
 };
 use crate::{arch::integer::TileRun, quantized_input::GROUP, scheme::TILE};
@@ -33,7 +33,7 @@ pub(super) unsafe fn tiles_dot<D: Dot>(run: TileRun) -> [f32; TILE] {
 /// With `N` registers of sums for the 16 rows.
 #[target_feature(enable = "neon")]
 unsafe fn strip<D: Dot, const K: usize, const N: usize>(run: TileRun) -> [f32; TILE] {
-    let table = in_registers(run.table);
+    let table = Table::new(run.table);
     let mut sums = [vdupq_n_f32(0.0); N];
     let groups = run.codes.chunks(GROUP / TILE * 32 * K).zip(run.x.values().as_chunks::<GROUP>().0);
     for ((tiles, values), &scale) in groups.zip(run.x.scales()) {
@@ -109,7 +109,7 @@ macro_rules! window {
 #[target_feature(enable = "neon")]
 unsafe fn add_tile<D: Dot, const K: usize, const N: usize>(
     tile: &[u8],
-    table: &[int8x16x4_t; 4],
+    table: &Table,
     x: [int8x16_t; 4],
     sums: &mut [int32x4_t; N],
 ) {
@@ -124,13 +124,13 @@ unsafe fn add_tile<D: Dot, const K: usize, const N: usize>(
                 // The code wraps around: after its last byte comes its first.
                 let (byte, after) = (load(&bytes[c]), load(&bytes[(c + 1) % N]));
                 let next = vextq_u8::<1>(byte, after);
-                add(sum, lookup_window(table, byte), 0);
+                add(sum, table.lookup(byte), 0);
                 if K == 2 {
-                    add(sum, lookup_window(table, window!(byte, next, 2, 6)), 1);
-                    add(sum, lookup_window(table, window!(byte, next, 4, 4)), 2);
-                    add(sum, lookup_window(table, window!(byte, next, 6, 2)), 3);
+                    add(sum, table.lookup(window!(byte, next, 2, 6)), 1);
+                    add(sum, table.lookup(window!(byte, next, 4, 4)), 2);
+                    add(sum, table.lookup(window!(byte, next, 6, 2)), 3);
                 } else {
-                    add(sum, lookup_window(table, window!(byte, next, 4, 4)), 1);
+                    add(sum, table.lookup(window!(byte, next, 4, 4)), 1);
                 }
             }
         }
@@ -145,8 +145,8 @@ unsafe fn add_tile<D: Dot, const K: usize, const N: usize>(
                 let d = vextq_u8::<1>(a, after);
                 // A register of windows has columns p and 8 + p of eight rows; two of them, those of every other row.
                 let mut pair = |p: usize, first, second| {
-                    let first = vreinterpretq_s16_s8(lookup_window(table, first));
-                    let second = vreinterpretq_s16_s8(lookup_window(table, second));
+                    let first = vreinterpretq_s16_s8(table.lookup(first));
+                    let second = vreinterpretq_s16_s8(table.lookup(second));
                     add(&mut sums[0], vreinterpretq_s8_s16(vtrn1q_s16(first, second)), p);
                     add(&mut sums[1], vreinterpretq_s8_s16(vtrn2q_s16(first, second)), p);
                 };
@@ -158,7 +158,7 @@ unsafe fn add_tile<D: Dot, const K: usize, const N: usize>(
         }
         _ => {
             for (row, sum) in sums.iter_mut().enumerate() {
-                add(sum, lookup_window(table, row_windows::<K>(tile, row)), 0);
+                add(sum, table.lookup(row_windows::<K>(tile, row)), 0);
             }
         }
     }
