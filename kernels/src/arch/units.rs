@@ -16,7 +16,7 @@ use half::f16;
 const _: () = assert!(UNIT == GROUP);
 
 /// Units whose scales an instance prepares at a time.
-#[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+#[cfg(target_arch = "x86_64")]
 pub(super) const BLOCK: usize = 16;
 
 /// Some rows of units, and what they are multiplied with.
@@ -84,7 +84,7 @@ impl<'a> UnitRows<'a> {
     /// The group of each unit of the block from unit `start` on, counted from the first one's group, which is returned too.
     ///
     /// For groups of whole units.
-    #[cfg(any(target_arch = "aarch64", target_arch = "x86_64"))]
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(super) fn groups(&self, start: usize) -> (usize, [u16; BLOCK]) {
         let units = self.group / UNIT;

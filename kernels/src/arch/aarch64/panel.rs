@@ -226,6 +226,9 @@ pub(super) unsafe fn multiply<F: Fragments<R, I>, const R: usize, const I: usize
 }
 
 /// Eight rows, then the other eight. There is a scale for `COLUMNS` columns of a row, or with `SCALED` false none.
+///
+/// # Safety
+/// The processor has `F`'s instruction.
 #[target_feature(enable = "neon")]
 unsafe fn halves<
     F: Fragments<R, I>,
@@ -296,8 +299,10 @@ pub(super) fn spread_tiles<const DEPTH: usize>(
         assert!(tiles.len() == panels.len());
         for (tile, panel) in tiles.zip(panels) {
             for four in 0..TILE / 4 {
-                let rows: [_; 4] =
-                    std::array::from_fn(|r| table.lookup(row_windows::<K>(tile, 4 * four + r)));
+                let mut rows = [vdupq_n_s8(0); 4];
+                for (r, row) in rows.iter_mut().enumerate() {
+                    *row = table.lookup(row_windows::<K>(tile, 4 * four + r));
+                }
                 place_rows::<DEPTH>(rows, four, panel);
             }
         }

@@ -31,6 +31,9 @@ pub(super) unsafe fn tiles_dot<D: Dot>(run: TileRun) -> [f32; TILE] {
 }
 
 /// With `N` registers of sums for the 16 rows.
+///
+/// # Safety
+/// The processor has `D`'s instruction set.
 #[target_feature(enable = "neon")]
 unsafe fn strip<D: Dot, const K: usize, const N: usize>(run: TileRun) -> [f32; TILE] {
     let table = Table::new(run.table);
@@ -120,9 +123,12 @@ unsafe fn add_tile<D: Dot, const K: usize, const N: usize>(
     let bytes = tile.as_chunks::<16>().0;
     match K {
         2 | 4 => {
+            let bytes: &[[u8; 16]; N] = bytes.first_chunk().expect("a register of sums for each 16 bytes");
+            let mut after = load(&bytes[0]);
             for (c, sum) in sums.iter_mut().enumerate() {
                 // The code wraps around: after its last byte comes its first.
-                let (byte, after) = (load(&bytes[c]), load(&bytes[(c + 1) % N]));
+                let byte = after;
+                after = load(&bytes[(c + 1) % N]);
                 let next = vextq_u8::<1>(byte, after);
                 add(sum, table.lookup(byte), 0);
                 if K == 2 {

@@ -5,7 +5,7 @@ use super::{
     registers::{load, load_floats, load_signed, store_floats},
 };
 use crate::{
-    arch::units::{BLOCK, UnitRow, UnitRows},
+    arch::units::{UnitRow, UnitRows},
     scheme::UNIT,
 };
 use std::arch::aarch64::*;
@@ -13,8 +13,8 @@ use std::arch::aarch64::*;
 /// Rows that are multiplied together: what is loaded of the input serves all of them.
 const ROWS: usize = 4;
 
-/// Most scales of a row in a block: two a unit.
-const SCALES: usize = 2 * BLOCK;
+/// Units whose scales are prepared together.
+const BLOCK: usize = 4;
 
 /// # Safety
 /// The processor has `D`'s instruction set.
@@ -37,6 +37,8 @@ pub(super) unsafe fn units_dot<D: Dot>(rows: UnitRows, out: &mut [f32]) {
     }
 }
 
+/// # Safety
+/// The processor has `D`'s instruction set.
 #[target_feature(enable = "neon")]
 unsafe fn all<D: Dot, const BITS: usize, const HALVES: bool>(rows: &UnitRows, out: &mut [f32]) {
     let levels = UnitLevels::new(rows.table, BITS);
@@ -68,14 +70,38 @@ unsafe fn some<D: Dot, const BITS: usize, const HALVES: bool, const R: usize>(
     let (x, row): (_, [UnitRow; R]) = (rows.x, std::array::from_fn(|r| rows.row(first + r)));
     let (values, mut sums) = (x.values().as_chunks::<UNIT>().0, [vdupq_n_f32(0.0); R]);
     for start in (0..values.len()).step_by(BLOCK) {
-        let block = start..values.len().min(start + BLOCK);
-        let input = BlockInput::new::<HALVES>(rows, start, block.len());
-        let mut scales = [[0f32; SCALES]; R];
-        for r in 0..R {
-            input.scale(row[r].scales, &mut scales[r]);
-            sums[r] = input.add_minima(row[r].minima, sums[r]);
+        // Scales of weights times those of the input: one a unit, or two.
+        let (mut scales, input) = ([[[0f32; BLOCK]; 2]; R], four_floats(&x.scales()[start..]));
+        if HALVES {
+            let parts = x.sums()[start..].as_flattened();
+            let inputs = [vzip1q_f32(input, input), vzip2q_f32(input, input)];
+            for (part, input) in inputs.into_iter().enumerate() {
+                let at = 2 * start + BLOCK * part;
+                for (scales, row) in scales.iter_mut().zip(&row) {
+                    store_floats(&mut scales[part], vmulq_f32(input, four_f16(row.scales, at)));
+                }
+                if !rows.minima.is_empty() {
+                    let input =
+                        vmulq_n_f32(vmulq_f32(input, four_integers(parts, BLOCK * part)), rows.level_unit);
+                    for (sum, row) in sums.iter_mut().zip(&row) {
+                        *sum = vfmaq_f32(*sum, input, four_f16(row.minima, at));
+                    }
+                }
+            }
+        } else if rows.group == UNIT {
+            for (scales, row) in scales.iter_mut().zip(&row) {
+                store_floats(&mut scales[0], vmulq_f32(input, four_f16(row.scales, start)));
+            }
+        } else {
+            // Units after the last one have its group.
+            let groups: [usize; BLOCK] =
+                std::array::from_fn(|i| (start + i).min(values.len() - 1) * UNIT / rows.group);
+            for (scales, row) in scales.iter_mut().zip(&row) {
+                let stored = groups.map(|group| row.scales[group]);
+                store_floats(&mut scales[0], vmulq_f32(input, four_f16(&stored, 0)));
+            }
         }
-        for u in block.clone() {
+        for u in start..values.len().min(start + BLOCK) {
             let values = load_unit(&values[u]);
             for r in 0..R {
                 let levels = levels.of::<BITS>(&row[r].codes[u * 8 * BITS..(u + 1) * 8 * BITS]);
@@ -86,12 +112,12 @@ unsafe fn some<D: Dot, const BITS: usize, const HALVES: bool, const R: usize>(
                 };
                 let zero = vdupq_n_s32(0);
                 if HALVES {
-                    let [low, high] = scales[r].as_chunks::<2>().0[u - start];
+                    let [low, high] = scales[r].as_flattened().as_chunks::<2>().0[u - start];
                     sums[r] = vfmaq_n_f32(sums[r], vcvtq_f32_s32(half(zero, 0)), low);
                     sums[r] = vfmaq_n_f32(sums[r], vcvtq_f32_s32(half(zero, 1)), high);
                 } else {
                     sums[r] =
-                        vfmaq_n_f32(sums[r], vcvtq_f32_s32(half(half(zero, 0), 1)), scales[r][u - start]);
+                        vfmaq_n_f32(sums[r], vcvtq_f32_s32(half(half(zero, 0), 1)), scales[r][0][u - start]);
                 }
             }
         }
@@ -101,94 +127,37 @@ unsafe fn some<D: Dot, const BITS: usize, const HALVES: bool, const R: usize>(
     }
 }
 
-/// What the scales and minima of a block of units are multiplied by: one value for each unit, or for each half of one.
-struct BlockInput {
-    /// Scales of the input.
-    scales: [f32; SCALES],
-    /// Sums of the input, times its scales and the level unit.
-    sums: [f32; SCALES],
-    /// The first scale of a row that the block needs, and how many it needs.
-    first: usize,
-    count: usize,
-    /// Which of them each unit takes, where a group has several units.
-    within: Option<[u16; BLOCK]>,
-}
-
-impl BlockInput {
-    #[inline]
-    #[target_feature(enable = "neon")]
-    fn new<const HALVES: bool>(rows: &UnitRows, start: usize, units: usize) -> Self {
-        let (x, block) = (rows.x, start..start + units);
-        let (mut scales, mut sums) = ([0.0; SCALES], [0.0; SCALES]);
-        if HALVES {
-            let pairs = scales.as_chunks_mut::<2>().0.iter_mut().zip(sums.as_chunks_mut::<2>().0);
-            let input = x.scales()[block.clone()].iter().zip(&x.sums()[block]);
-            for ((scales, sums), (&scale, parts)) in pairs.zip(input) {
-                *scales = [scale; 2];
-                *sums = parts.map(|part| scale * rows.level_unit * part as f32);
-            }
-            return Self { scales, sums, first: 2 * start, count: 2 * units, within: None };
-        }
-        scales[..units].copy_from_slice(&x.scales()[block]);
-        if rows.group == UNIT {
-            return Self { scales, sums, first: start, count: units, within: None };
-        }
-        let (first, within) = rows.groups(start);
-        let count = usize::from(within[units - 1]) + 1;
-        Self { scales, sums, first, count, within: Some(within) }
-    }
-
-    /// The scales of a row, each times the input's.
-    #[inline]
-    #[target_feature(enable = "neon")]
-    fn scale(&self, stored: &[[u8; 2]], out: &mut [f32; SCALES]) {
-        let fours = |i: usize| four(&stored[self.first..self.first + self.count], i);
-        if let Some(within) = self.within {
-            let mut of_groups = [0f32; BLOCK];
-            for (i, out) in
-                of_groups.as_chunks_mut::<4>().0.iter_mut().take(self.count.div_ceil(4)).enumerate()
-            {
-                store_floats(out, fours(i));
-            }
-            for (out, (&input, group)) in out.iter_mut().zip(self.scales.iter().zip(within)) {
-                *out = input * of_groups[usize::from(group) % BLOCK];
-            }
-        } else {
-            let out = out.as_chunks_mut::<4>().0.iter_mut().zip(self.scales.as_chunks::<4>().0);
-            for (i, (out, input)) in out.take(self.count.div_ceil(4)).enumerate() {
-                store_floats(out, vmulq_f32(fours(i), load_floats(input)));
-            }
-        }
-    }
-
-    /// The minima of a row, each times the input's sum, four sums of them added to `sums`.
-    #[inline]
-    #[target_feature(enable = "neon")]
-    fn add_minima(&self, stored: &[[u8; 2]], mut sums: float32x4_t) -> float32x4_t {
-        let Some(stored) = stored.get(self.first..self.first + self.count) else {
-            return sums;
-        };
-        for (i, input) in self.sums.as_chunks::<4>().0.iter().take(self.count.div_ceil(4)).enumerate() {
-            sums = vfmaq_f32(sums, four(stored, i), load_floats(input));
-        }
-        sums
+/// Four values from `first` on, and zeros after the last one.
+#[inline(always)]
+fn four<T: Copy + Default>(from: &[T], first: usize) -> [T; BLOCK] {
+    let from = from.get(first..).unwrap_or_default();
+    match from.first_chunk() {
+        Some(four) => *four,
+        None => std::array::from_fn(|i| from.get(i).copied().unwrap_or_default()),
     }
 }
 
-/// f16 `4 i` to `4 i + 3` as f32, and zeros after the last one.
+/// [`four`] f32.
 #[inline]
 #[target_feature(enable = "neon")]
-fn four(stored: &[[u8; 2]], i: usize) -> float32x4_t {
-    let bits = match stored[4 * i..].first_chunk::<4>() {
-        Some(four) => *four,
-        None => {
-            let mut last = [[0; 2]; 4];
-            last[..stored.len() - 4 * i].copy_from_slice(&stored[4 * i..]);
-            last
-        }
-    };
+fn four_floats(from: &[f32]) -> float32x4_t {
+    load_floats(&four(from, 0))
+}
+
+/// [`four`] integers as f32.
+#[inline]
+#[target_feature(enable = "neon")]
+fn four_integers(from: &[i32], first: usize) -> float32x4_t {
+    // SAFETY: the pointer is that of four integers.
+    vcvtq_f32_s32(unsafe { vld1q_s32(four(from, first).as_ptr()) })
+}
+
+/// [`four`] stored f16 as f32.
+#[inline]
+#[target_feature(enable = "neon")]
+fn four_f16(stored: &[[u8; 2]], first: usize) -> float32x4_t {
     // SAFETY: the pointer is that of eight bytes.
-    floats(vreinterpret_u16_u8(unsafe { vld1_u8(bits.as_ptr().cast()) }))
+    floats(vreinterpret_u16_u8(unsafe { vld1_u8(four(stored, first).as_ptr().cast()) }))
 }
 
 /// The level of each code, for look-ups with more than a code in the index.
