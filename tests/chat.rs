@@ -55,6 +55,20 @@ fn questions_come_in_by_a_pipe() {
 }
 
 #[test]
+fn keys_and_values_are_stored_as_asked() {
+    let ask = ["--prompt", "What is the sea?", "--max-tokens", "8", "--temperature", "0"];
+    for (kv, context) in [("f32", "4096"), ("k8v4", "256"), ("auto", "256")] {
+        let output = run(&[&ask[..], &["--kv", kv, "--context", context]].concat());
+        assert!(output.status.success() && output.stdout.len() > 1, "{kv}");
+    }
+    for (args, said) in [(["--kv", "k9v9"], "k9v9"), (["--context", "99999999"], "99999999")] {
+        let output = run(&[&ask[..], &args].concat());
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && output.stdout.is_empty() && error.contains(said), "{error}");
+    }
+}
+
+#[test]
 fn a_wrong_model_is_one_clear_line() {
     let output = run(&["--model", "no-such-model", "--prompt", "Hello"]);
     assert_eq!(output.status.code(), Some(1));

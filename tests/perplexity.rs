@@ -1,6 +1,6 @@
 //! Nats per token of the testbed's model, original and squished, as README.md states them.
 
-use squish_quant::{Options, Recipe, Silent, Windows, compress, perplexity};
+use squish_quant::{Options, Recipe, Silent, Windows, compress, eval::Conditions, perplexity};
 use std::path::{Path, PathBuf};
 
 /// The testbed's own value for the original, by transformers.
@@ -16,7 +16,9 @@ fn testbed(name: &str) -> Option<PathBuf> {
 }
 
 fn nll(dir: &Path, text: &Path) -> f64 {
-    let measured = perplexity(dir, text, Windows { size: 1024, count: Some(16) }, false, &Silent).unwrap();
+    let measured =
+        perplexity(dir, text, Windows { size: 1024, count: Some(16) }, Conditions::default(), &Silent)
+            .unwrap();
     assert_eq!((measured.tokens, measured.windows), (16 * 1023, 16));
     println!("{}: {:.4} nats per token", dir.display(), measured.nll);
     measured.nll

@@ -10,7 +10,7 @@ mod report;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use report::{Decoding, Rates, Report};
-use squish_models::{Arithmetic, Checkpoint, Device, Model, Session};
+use squish_models::{Arithmetic, Checkpoint, Device, KvPolicy, Model, Session, SessionOptions};
 use std::{process::ExitCode, time::Instant};
 
 /// Measure a model: prefill, decoding at several depths of context, time to the first token, and memory.
@@ -34,6 +34,10 @@ struct Args {
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "0,1024")]
     depths: Vec<usize>,
 
+    /// How keys and values are stored: auto (by the longest context), f32, f16, k8v8, k8v4, k4v4, ...
+    #[arg(long, value_name = "MODE", default_value_t = KvPolicy::Auto)]
+    kv: KvPolicy,
+
     /// How often everything is measured; medians are reported
     #[arg(long, value_name = "N", default_value_t = 5)]
     rounds: usize,
@@ -48,7 +52,7 @@ struct Args {
 
     /// Print one JSON object
     ///
-    /// Its fields: model; isa (the kernels' instruction set); threads; arithmetic; rounds; file_bytes;
+    /// Its fields: model; isa (the kernels' instruction set); threads; arithmetic; kv (how keys and values are stored); rounds; file_bytes;
     /// bytes_per_token (of weights, read for one token); load_seconds (from the program's start until the model is
     /// there); first_token_seconds (from the program's start until one token went through it); prefill (tokens,
     /// tokens_per_second); decode (for each depth: depth, tokens, tokens_per_second, gigabytes_per_second of weights);
@@ -102,20 +106,23 @@ fn run(args: &Args, start: Instant) -> Result<()> {
     if limit < longest.max(args.prompt) {
         bail!("the model's context holds {limit} tokens, {} are asked for", longest.max(args.prompt));
     }
+    let options =
+        SessionOptions { kv: args.kv, context: Some(longest.max(args.prompt)), ..Default::default() };
+    let session = || model.session_with(options);
     // Contexts are filled once, and the prompt taken once before it counts. The rounds go over all measurements, so that what else the machine does falls on all alike.
     let mut sessions = Vec::new();
     for &depth in &args.depths {
-        let mut session = model.session();
+        let mut session = session()?;
         // One token more, which is taken back: kernels are chosen, and the weights come into memory.
         session.feed(&ids.some(depth + 1)).with_context(|| format!("a context of {depth} tokens"))?;
         session.truncate(depth);
         sessions.push(session);
     }
     let prompt = ids.some(args.prompt);
-    model.session().feed(&prompt)?;
+    session()?.feed(&prompt)?;
     let (mut prefill, mut decode) = (Rates::new(), vec![Rates::new(); sessions.len()]);
     for _ in 0..args.rounds {
-        let mut session = model.session();
+        let mut session = session()?;
         let start = Instant::now();
         session.feed(&prompt)?;
         prefill.push(args.prompt, start);
@@ -141,6 +148,7 @@ fn run(args: &Args, start: Instant) -> Result<()> {
         isa: squish_kernels::arch::kernels()?.isa,
         threads: rayon::current_num_threads(),
         arithmetic: format!("{:?}", args.arithmetic).to_lowercase(),
+        kv: model.kv_mode(&options)?.to_string(),
         rounds: args.rounds,
         file_bytes: inspection.file_bytes,
         bytes_per_token,

@@ -11,6 +11,7 @@ pub struct Report {
     pub isa: &'static str,
     pub threads: usize,
     pub arithmetic: String,
+    pub kv: String,
     pub rounds: usize,
     pub file_bytes: usize,
     pub bytes_per_token: usize,
@@ -86,7 +87,11 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let mega = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
         writeln!(f, "{}: {} on disk", self.model, mega(self.file_bytes as u64))?;
-        writeln!(f, "{} threads, {}, {}", self.threads, self.isa, self.arithmetic)?;
+        writeln!(
+            f,
+            "{} threads, {}, {}, keys and values in {}",
+            self.threads, self.isa, self.arithmetic, self.kv
+        )?;
         writeln!(f, "medians of {} rounds, in brackets the slowest and the fastest", self.rounds)?;
         writeln!(f, "start to model       {:>9.3} s", self.load_seconds)?;
         writeln!(f, "start to first token {:>9.3} s", self.first_token_seconds)?;

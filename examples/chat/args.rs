@@ -1,7 +1,7 @@
 //! The command line.
 
 use clap::Parser;
-use squish_engine::{Device, GenerationOptions};
+use squish_engine::{Device, GenerationOptions, KvPolicy};
 
 /// Talk to a model.
 ///
@@ -53,6 +53,14 @@ pub struct Args {
     /// the CPU
     #[arg(long, value_name = "cpu|metal")]
     pub device: Option<DeviceChoice>,
+
+    /// How keys and values of the conversation are stored: auto (by --context), f32, f16, k8v8, k8v4, k4v4, ...
+    #[arg(long, value_name = "MODE", default_value_t = KvPolicy::Auto)]
+    pub kv: KvPolicy,
+
+    /// Most tokens of conversation and answer together; absent, the model's own, and --kv auto plans for 8192
+    #[arg(long, value_name = "N")]
+    pub context: Option<usize>,
 
     #[command(flatten)]
     pub sampling: Sampling,

@@ -28,6 +28,18 @@ impl Conversation {
         self.session.reset();
     }
 
+    /// How keys and values are stored, and what they take.
+    pub fn memory(&self) -> String {
+        let session = &self.session;
+        format!(
+            "memory      {} of {} tokens, keys and values as {} in {:.1} MB",
+            session.cached_tokens(),
+            session.context_length(),
+            session.kv_mode(),
+            session.kv_bytes() as f64 / 1e6,
+        )
+    }
+
     /// Counts and times of the last answer.
     pub fn last(&self) -> Option<&Stats> {
         self.last.as_ref()

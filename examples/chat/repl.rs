@@ -13,7 +13,7 @@ use crate::{interrupt, is_broken_pipe, one_line};
 
 const HELP: &str = "\
 /reset   forget the conversation
-/stats   counts and times of the last answer
+/stats   counts and times of the last answer, and the memory of the conversation
 /help    this list
 /quit    leave (or Ctrl-D)
 Ctrl-C   stop the answer; Up and Down walk through what you have typed";
@@ -62,10 +62,13 @@ pub fn interactive(conversation: &mut Conversation, name: &str, out: &mut impl W
                 conversation.reset();
                 writeln!(out, "{}", style.dim("(forgotten)"))?;
             }
-            "/stats" => match conversation.last() {
-                Some(stats) => writeln!(out, "{}", describe(stats))?,
-                None => writeln!(out, "no answer yet")?,
-            },
+            "/stats" => {
+                match conversation.last() {
+                    Some(stats) => writeln!(out, "{}", describe(stats))?,
+                    None => writeln!(out, "no answer yet")?,
+                }
+                writeln!(out, "{}", conversation.memory())?;
+            }
             _ if line.starts_with('/') && !line.contains(' ') => {
                 writeln!(out, "unknown command {line}; /help lists them")?;
             }

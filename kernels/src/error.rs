@@ -77,6 +77,23 @@ pub enum Error {
     /// The sparse correction's row offsets or columns are out of range or out of order.
     #[error("sparse correction is malformed: {0}")]
     Sparse(&'static str),
+    /// No way of storing keys and values has this name.
+    #[error(
+        "no KV mode `{0}`: expected f32, f16, or kXvY with bits of keys and of values among 16, 8, 4 and 2, such as k8v4"
+    )]
+    KvMode(String),
+    /// Keys and values of this shape cannot be stored so.
+    #[error("keys and values of {kv_heads} heads of {head_dim} cannot be stored as {mode}: {reason}")]
+    KvShape {
+        /// How they should be stored.
+        mode: String,
+        /// Heads of keys and values.
+        kv_heads: usize,
+        /// Width of a head.
+        head_dim: usize,
+        /// The rule that is broken.
+        reason: &'static str,
+    },
     /// `SQUISH_ISA` names an instruction set that this machine or build does not have.
     #[error("SQUISH_ISA={asked} is not available here (available: {available})")]
     Isa {

@@ -11,6 +11,7 @@
 //! | [`hadamard`], [`rotation`] | the Walsh-Hadamard transform and the randomised rotation `H D x` built on it |
 //! | [`low_rank`], [`sparse`] | the corrections that may be added to a packed matrix |
 //! | [`weight`] | [`Weight`]: packed matrix + rotation + corrections, the unit a model multiplies by |
+//! | [`kv`] | keys and values of past positions, in 32 to 2 bits a number |
 //! | [`arch`] | the vector kernels, one thin instance per instruction set, chosen at run time |
 //! | [`ops`] | Candle custom ops over all of these |
 //! | [`metal`] | the shaders of Apple's GPUs, and what each op launches of them |
@@ -35,6 +36,7 @@ mod disjoint;
 mod error;
 mod freed_memory;
 pub mod hadamard;
+pub mod kv;
 pub mod low_rank;
 pub mod metal;
 pub mod ops;

@@ -24,6 +24,7 @@ pub struct QuantizedInput {
     values: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<[i32; 2]>,
+    totals: Vec<i32>,
 }
 
 impl QuantizedInput {
@@ -31,7 +32,7 @@ impl QuantizedInput {
     pub fn new(x: &[f32]) -> Self {
         let mut found = Self::zeros(x.len().div_ceil(GROUP));
         Parts { values: &mut found.values, scales: &mut found.scales, sums: &mut found.sums }.round(x);
-        found
+        found.summed()
     }
 
     /// [`QuantizedInput::new`] by several threads, where the input is long enough for that.
@@ -49,11 +50,17 @@ impl QuantizedInput {
             let x = &x[i * TOGETHER * GROUP..];
             parts[0].round(&x[..x.len().min(TOGETHER * GROUP)]);
         });
-        found
+        found.summed()
     }
 
     fn zeros(groups: usize) -> Self {
-        Self { values: vec![0; groups * GROUP], scales: vec![0.0; groups], sums: vec![[0; 2]; groups] }
+        let (values, scales) = (vec![0; groups * GROUP], vec![0.0; groups]);
+        Self { values, scales, sums: vec![[0; 2]; groups], totals: vec![0; groups] }
+    }
+
+    fn summed(mut self) -> Self {
+        self.totals.iter_mut().zip(&self.sums).for_each(|(total, [low, high])| *total = low + high);
+        self
     }
 
     /// The values, a multiple of [`GROUP`].
@@ -64,6 +71,11 @@ impl QuantizedInput {
     /// What the values of each group are multiplied by.
     pub fn scales(&self) -> &[f32] {
         &self.scales
+    }
+
+    /// The sums of the values of each group.
+    pub fn totals(&self) -> &[i32] {
+        &self.totals
     }
 
     /// The sums of the values of each group's halves.

@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use squish_kernels::{
     Input, LowRank, Packed, Rotation, Sparse, Weight,
     metal::first_device,
-    ops::{Attention, MatMul, Rotate, SwiGlu},
+    ops::{DenseAttention, MatMul, Rotate, SwiGlu},
     scheme::{self, PartType},
 };
 use std::sync::Arc;
@@ -136,7 +136,7 @@ fn gated_products_and_attention() {
         [(8, 2, 1, 700, 64), (4, 4, 37, 50, 128), (2, 1, 5, 5, 256)]
     {
         for (softcap, window) in [(None, None), (Some(3.0), Some(20))] {
-            let op = Attention { scale: 0.3, softcap, window };
+            let op = DenseAttention { scale: 0.3, softcap, window };
             let q = tensor(&[heads, n, head_dim], rng);
             let mut held = || tensor(&[kv_heads, positions + 9, head_dim], rng);
             let (k, v) = (held(), held());

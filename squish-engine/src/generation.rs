@@ -130,6 +130,9 @@ impl Generation {
             logits = Some(session.feed(chunk)?);
         }
         self.unfed.clear();
+        if self.stats.time_to_first_token.is_none() {
+            session.mark_prompt();
+        }
         Ok(match logits {
             Some(logits) => Some(logits.to_vec1()?),
             None => None,

@@ -70,7 +70,9 @@ pub use request::ChatRequest;
 pub use sampler::Sampler;
 pub use session::Session;
 pub use squish_hub as hub;
-pub use squish_models::{Arithmetic, CertificateDemand, keep_freed_memory, metal_device};
+pub use squish_models::{
+    Arithmetic, CertificateDemand, KvMode, KvPolicy, SessionOptions, keep_freed_memory, metal_device,
+};
 pub use stop::StopMatcher;
 pub use stream::TextStream;
 pub use template::ChatTemplate;

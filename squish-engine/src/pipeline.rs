@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::Device;
-use squish_models::{Arithmetic, CertificateDemand, Model};
+use squish_models::{Arithmetic, CertificateDemand, KvPolicy, Model, SessionOptions};
 
 use crate::{
     ChatRequest, ChatTemplate, Completion, GenerationConfig, GenerationOptions, Result, Session, TextStream,
@@ -20,6 +20,7 @@ pub struct Pipeline {
     checkpoint: Arc<Checkpoint>,
     options: GenerationOptions,
     thinking: Option<bool>,
+    sessions: SessionOptions,
 }
 
 #[derive(Debug)]
@@ -47,6 +48,7 @@ impl Pipeline {
             demand: None,
             thinking: None,
             arithmetic: Arithmetic::Int8,
+            sessions: SessionOptions::default(),
         }
     }
 
@@ -65,7 +67,7 @@ impl Pipeline {
     /// # Ok::<(), squish_engine::Error>(())
     /// ```
     pub fn with_options(&self, options: GenerationOptions) -> Self {
-        Pipeline { checkpoint: self.checkpoint.clone(), options, thinking: self.thinking }
+        Pipeline { options, ..self.clone() }
     }
 
     /// Whether models think before they answer, unless a request says; `None` leaves it to the template.
@@ -76,6 +78,19 @@ impl Pipeline {
     /// A session with an empty cache.
     pub fn session(&self) -> Session {
         Session::new(self.clone())
+    }
+
+    /// What sessions may hold, and how.
+    pub fn session_options(&self) -> &SessionOptions {
+        &self.sessions
+    }
+
+    /// A session as [`Session::save`] wrote it, of this very model. It keeps its own context and way of storing keys and values.
+    ///
+    /// # Errors
+    /// [`Error::Model`](crate::Error::Model), which names the file and what is wrong with it.
+    pub fn restore_session(&self, path: impl AsRef<Path>) -> Result<Session> {
+        Session::restored(self.clone(), path.as_ref())
     }
 
     /// Answers a conversation.
@@ -154,6 +169,7 @@ pub struct PipelineBuilder {
     demand: Option<CertificateDemand>,
     thinking: Option<bool>,
     arithmetic: Arithmetic,
+    sessions: SessionOptions,
 }
 
 impl PipelineBuilder {
@@ -188,11 +204,24 @@ impl PipelineBuilder {
         self
     }
 
+    /// How keys and values are stored: chosen by the context ([`KvPolicy::mode`]), unless set.
+    pub fn kv(mut self, kv: KvPolicy) -> Self {
+        self.sessions.kv = kv;
+        self
+    }
+
+    /// Tokens that prompt and answer may have together: the model's own number, unless set.
+    pub fn context(mut self, tokens: usize) -> Self {
+        self.sessions.context = Some(tokens);
+        self
+    }
+
     /// Loads the checkpoint directory `dir`. Weights are mapped, not copied.
     ///
     /// # Errors
     /// As [`Pipeline::from_dir`], [`Option`](crate::Error::Option) for options out of range, and
-    /// [`Model`](crate::Error::Model) for a certificate that is missing or does not meet the demand.
+    /// [`Model`](crate::Error::Model) for a certificate that is missing or does not meet the demand, and for a context or a way of
+    /// storing keys and values that the model cannot have.
     pub fn build(self, dir: impl AsRef<Path>) -> Result<Pipeline> {
         let dir = dir.as_ref();
         if let Some(options) = &self.options {
@@ -209,7 +238,9 @@ impl PipelineBuilder {
         weights.set_arithmetic(self.arithmetic);
         self.demand.iter().try_for_each(|demand| weights.require_certificate(demand).map(|_| ()))?;
         let model = Model::from_checkpoint(&weights, &self.device)?;
+        model.kv_mode(&self.sessions)?;
         Ok(Pipeline {
+            sessions: self.sessions,
             checkpoint: Arc::new(Checkpoint { model, tokenizer, template, eos_token_ids }),
             options: self.options.unwrap_or(generation.options),
             thinking: self.thinking,

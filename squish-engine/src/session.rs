@@ -1,11 +1,12 @@
 //! A conversation whose past the model need not read again.
 
+use std::path::Path;
 use std::time::Instant;
 
 use candle_core::Tensor;
 
 use crate::generation::Generation;
-use crate::{ChatRequest, Completion, Error, GenerationOptions, Pipeline, Result, TextStream};
+use crate::{ChatRequest, Completion, Error, GenerationOptions, KvMode, Pipeline, Result, TextStream};
 
 /// A pipeline with a key-value cache of its own, for conversations of several turns.
 ///
@@ -33,7 +34,23 @@ pub struct Session {
 
 impl Session {
     pub(crate) fn new(pipeline: Pipeline) -> Self {
-        Session { cache: pipeline.model().session(), pipeline, tokens: Vec::new() }
+        let cache = pipeline.model().session_with(*pipeline.session_options());
+        let cache = cache.expect("the options were checked when the pipeline was built");
+        Session { cache, pipeline, tokens: Vec::new() }
+    }
+
+    pub(crate) fn restored(pipeline: Pipeline, path: &Path) -> Result<Self> {
+        let (cache, tokens) = pipeline.model().restore(path)?;
+        Ok(Session { pipeline, cache, tokens })
+    }
+
+    /// Writes what the session has read to a file, from which [`Pipeline::restore_session`] goes on. Messages are not
+    /// in it: give the whole conversation with the next request, as always.
+    ///
+    /// # Errors
+    /// [`Error::Model`], which names the file.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        Ok(self.cache.save(path.as_ref(), &self.tokens)?)
     }
 
     /// The pipeline this session belongs to.
@@ -49,6 +66,21 @@ impl Session {
     /// Tokens in the cache.
     pub fn cached_tokens(&self) -> usize {
         self.tokens.len()
+    }
+
+    /// How keys and values are stored.
+    pub fn kv_mode(&self) -> KvMode {
+        self.cache.cache().mode()
+    }
+
+    /// Bytes that keys and values take.
+    pub fn kv_bytes(&self) -> usize {
+        self.cache.cache().bytes()
+    }
+
+    /// Tokens that prompt and answer may have together.
+    pub fn context_length(&self) -> usize {
+        self.cache.context_length()
     }
 
     /// Empties the cache.
@@ -115,8 +147,8 @@ impl Session {
 
     fn begin(&mut self, prompt: &[u32], options: &GenerationOptions, start: Instant) -> Result<Generation> {
         options.validate()?;
-        let config = self.pipeline.model().config();
-        let (vocab_size, context_length) = (config.vocab_size, config.context_length);
+        let vocab_size = self.pipeline.model().config().vocab_size;
+        let context_length = self.context_length();
         // The logits come from the last token, so at least that one is fed.
         let last = prompt.len().checked_sub(1).ok_or(Error::EmptyPrompt)?;
         if let Some(&token) = prompt.iter().find(|&&token| token as usize >= vocab_size) {
@@ -130,17 +162,18 @@ impl Session {
         Generation::new(self, prompt, cached, room, options, start)
     }
 
-    /// Cuts the cache back to what it has in common with `prompt` and returns its length.
+    /// Cuts the cache back to what it has in common with `prompt`, or to a little before that where a sliding window or a packed
+    /// history cannot give back that very position; returns its length.
     fn keep_common_prefix(&mut self, prompt: &[u32]) -> usize {
         let common = self.tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
-        self.cache.truncate(common);
-        // A cache that could not go back to this very position is of no use.
-        if self.cache.len() != common {
-            self.reset();
-            return 0;
-        }
-        self.tokens.truncate(common);
-        common
+        let kept = self.cache.truncate(common);
+        self.tokens.truncate(kept);
+        kept
+    }
+
+    /// Remembers that the prompt ends here: the next one often has all of it in common, and not all of the answer.
+    pub(crate) fn mark_prompt(&mut self) {
+        self.cache.set_mark();
     }
 
     /// Appends tokens to the cache and returns the logits after them.

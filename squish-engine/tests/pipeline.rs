@@ -202,6 +202,31 @@ fn sessions_in_threads_do_not_meet() {
 }
 
 #[test]
+fn a_saved_session_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("session.safetensors");
+    for pipeline in pipelines() {
+        let mut session = pipeline.session();
+        let mut messages = question().to_vec();
+        let answer = session.chat(&messages).unwrap();
+        session.save(&path).unwrap();
+        messages.push(Message::assistant(answer.text));
+        messages.push(Message::user("And at sunset?"));
+        let mut restored = pipeline.restore_session(&path).unwrap();
+        assert_eq!(restored.cached_tokens(), session.cached_tokens());
+        assert_eq!((restored.kv_mode(), restored.kv_bytes()), (session.kv_mode(), session.kv_bytes()));
+        let [expected, found] = [&mut session, &mut restored].map(|session| session.chat(&messages).unwrap());
+        assert_eq!(found.text, expected.text);
+        assert!(found.stats.cached_tokens > 0 && found.stats.cached_tokens == expected.stats.cached_tokens);
+        // Half a file is an error that names it, and leaves nothing behind.
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        let error = pipeline.restore_session(&path).unwrap_err().to_string();
+        assert!(error.contains("session.safetensors"), "{error}");
+    }
+}
+
+#[test]
 fn a_session_answers_like_a_new_one_and_reads_less() {
     for pipeline in pipelines() {
         let mut session = pipeline.session();

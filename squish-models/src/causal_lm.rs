@@ -5,7 +5,7 @@ use crate::{
     kv_cache::{KvCache, LayerCache},
     layers::RotaryTable,
 };
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 
 /// What all layers of one forward pass share.
 #[derive(Debug)]
@@ -23,6 +23,9 @@ pub struct Step {
 pub trait CausalLm: Send + Sync + std::fmt::Debug {
     /// Its sizes.
     fn config(&self) -> &ModelConfig;
+
+    /// Where it computes.
+    fn device(&self) -> &Device;
 
     /// `ids [n]` to the first layer's input `[n, hidden_size]` f32.
     ///

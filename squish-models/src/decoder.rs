@@ -181,6 +181,10 @@ pub fn load(checkpoint: &Checkpoint, c: DecoderConfig, device: &Device) -> Resul
             num_hidden_layers: s.num_hidden_layers,
             num_key_value_heads: s.num_key_value_heads,
             head_dim: s.head_dim(),
+            sliding_window: c.sliding.as_ref().map(|sliding| sliding.window),
+            num_sliding_layers: c.sliding.as_ref().map_or(0, |sliding| {
+                (0..s.num_hidden_layers).filter(|&i| sliding.blocks.contains(i)).count()
+            }),
         },
         embedding,
         embedding_scale: c.embedding_scale,
@@ -205,6 +209,10 @@ fn add(x: &Tensor, y: Tensor, norm: Option<&RmsNorm>) -> candle_core::Result<Ten
 impl CausalLm for Decoder {
     fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
     }
 
     fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {

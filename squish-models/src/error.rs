@@ -106,13 +106,35 @@ pub enum Error {
         /// What is missing.
         reason: String,
     },
-    /// More positions than the model's context holds.
-    #[error("the context is full: {needed} positions needed, the model has {limit}")]
+    /// More positions than the context holds: the model's own, or the one that was asked for.
+    #[error("the context is full: {needed} positions needed, there are {limit}")]
     ContextFull {
         /// Positions asked for, those in the cache counted.
         needed: usize,
+        /// Positions there are.
+        limit: usize,
+    },
+    /// Keys and values cannot be packed so where the model computes.
+    #[error("keys and values in {0} are for the CPU as yet, expected f16 or f32 on this device")]
+    KvDevice(squish_kernels::kv::Mode),
+    /// A session of so many positions was asked for, which the model does not have.
+    #[error("a context of {asked} was asked for, expected 1 to the model's {limit}")]
+    Context {
+        /// Positions asked for.
+        asked: usize,
         /// Positions the model has.
         limit: usize,
+    },
+    /// Keys and values cannot be stored as asked.
+    #[error(transparent)]
+    Kv(#[from] squish_kernels::Error),
+    /// A session could not be written down, or what was written down is not one of this model.
+    #[error("{path}: {reason}", path = .path.display())]
+    Snapshot {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
     },
     /// A token id that is not in the vocabulary.
     #[error("token id {id} is not below the vocabulary size {vocab_size}")]

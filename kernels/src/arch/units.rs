@@ -65,6 +65,7 @@ impl<'a> UnitRows<'a> {
         assert!(self.scales.len() == rows * groups * 2);
         assert!(self.minima.is_empty() || self.group == HALF && self.minima.len() == self.scales.len());
         assert!(x.values().len() == units * UNIT && x.sums().len() == units);
+        assert!(x.totals().len() == units);
     }
 
     /// The row's part of everything.

@@ -2,7 +2,7 @@
 
 use crate::{
     Packed, Rotation, Sparse,
-    ops::Attention,
+    ops::DenseAttention,
     scheme::{Integers, TILE, UNIT},
 };
 
@@ -322,7 +322,7 @@ pub fn sparse(s: &Sparse, batch: usize) -> Launch {
 /// Attention of `q [heads, n, head_dim]`, input 0, over keys and values `[kv_heads, positions, head_dim]`, inputs 1 and 2,
 /// whose heads lie `strides` values apart and which are f16 where `half` is set; `None` for heads wider than 256.
 pub fn attention(
-    op: &Attention,
+    op: &DenseAttention,
     [heads, n, head_dim]: [usize; 3],
     [kv_heads, positions]: [usize; 2],
     strides: [usize; 2],

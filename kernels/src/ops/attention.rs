@@ -1,157 +1,138 @@
-//! Causal grouped-query attention as one op: scores, softmax and the mix of values, without a matrix of all scores
-//! (Dao et al., "FlashAttention", 2022).
+//! Causal grouped-query attention over a [`History`] as one op: scores, softmax and the mix of values, without a matrix of all
+//! scores (Dao et al., "FlashAttention", 2022), and without keys and values in f32.
 //!
-//! Keys come in blocks. A query keeps the largest score so far `m`, the sum `l` of `exp(score - m)`, and the values mixed
-//! with these weights; a block with a larger score shrinks what is kept by `exp(m - m')`. In the end the mix is
-//! divided by `l`. Queries of the heads that share keys and values are rows of the same products.
+//! Keys come in blocks of pages. A query keeps the largest score so far `m`, the sum `l` of `exp(score - m)`, and the values
+//! mixed with these weights; a block with a larger score shrinks what is kept by `exp(m - m')`. In the end the mix is
+//! divided by `l`. Queries of the heads that share keys and values are rows of the same products, so that what is decoded is
+//! decoded once for all of them.
+//!
+//! Packed vectors have been rotated by an orthonormal `R`. Since `q . k = R q . R k`, the query is rotated once; and the mix of rotated
+//! values is the rotated mix, which is rotated back once. Scales are factors of the scores and of their weights.
 
-use super::{softmax, strided_rows};
-use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape};
+use super::{Matrices, softmax, strided_rows};
+use crate::{
+    arch::{
+        self,
+        page::{Mix, PageKernels},
+    },
+    kv::{History, PAGE, Store},
+    scheme::UNIT,
+    team,
+};
+use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape};
 use rayon::prelude::*;
 use std::ops::Range;
-#[cfg(feature = "metal")]
-use {
-    crate::metal::{self, device},
-    candle_core::{DType, MetalStorage, backend::BackendStorage},
-};
 
-/// Positions of queries that are worked on together.
-const QUERY_BLOCK: usize = 64;
+/// Pages of one product.
+const PAGES: usize = 4;
 
-/// Keys of one product.
-const KEY_BLOCK: usize = 256;
-
-/// Keys of one task where there are too few queries to keep all threads busy.
-const SEGMENT: usize = 1024;
+/// Pages of one task where there are too few queries to keep all threads busy.
+const SEGMENT: usize = 4;
 
 /// From this many tasks on, keys are not split between tasks. Not the number of threads, on which
 /// results would then depend.
 const ENOUGH_TASKS: usize = 16;
 
-/// `q [heads, n, head_dim]`, `k` and `v [kv_heads, positions, head_dim] -> [n, heads * head_dim]`, all f32.
+/// Up to so many pages of all heads are worked on by one thread while a token is decoded: handing them out takes longer.
+const FEW_PAGES: usize = 2;
+
+/// Up to so many rows of queries are multiplied with a page as it is decoded; for more, pages are decoded once for a product of
+/// matrices.
+const FEW_ROWS: usize = 16;
+
+/// `q [heads, n, head_dim] -> [n, heads * head_dim]` f32, for the queries of the last `n` positions of a history.
 ///
-/// The queries are those of the last `n` positions; each sees its own position and those before it. `heads` is a multiple
-/// of `kv_heads`: each key head serves as many consecutive query heads.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Attention {
+/// Each sees its own position and those before it, as many as the history's window says. `heads` is a multiple
+/// of the history's heads: each of those serves as many consecutive query heads.
+#[derive(Debug, Clone, Copy)]
+pub struct Attention<'a> {
     /// What scores are multiplied by, usually `head_dim^-1/2`.
     pub scale: f32,
     /// Scores become `softcap * tanh(score / softcap)` where this is set.
     pub softcap: Option<f32>,
-    /// A query sees this many positions at most, its own included; `None` for all before it.
-    pub window: Option<usize>,
+    /// Keys and values, those of the queries' own positions included.
+    pub history: &'a History,
 }
 
-impl CustomOp3 for Attention {
+impl CustomOp1 for Attention<'_> {
     fn name(&self) -> &'static str {
         "squish-attention"
     }
 
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        q_layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
-        v: &CpuStorage,
-        v_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let heads =
-            |what, storage, layout| strided_rows(&format!("{}: {what}", self.name()), storage, layout);
-        let (q, k, v) =
-            (heads("queries", q, q_layout)?, heads("keys", k, k_layout)?, heads("values", v, v_layout)?);
-        self.check(q.dims, k.dims, v.dims)?;
-        let [heads, n, head_dim] = q.dims;
-        let y = Run { op: *self, q, k, v }.all();
-        Ok((CpuStorage::F32(y), (n, heads * head_dim).into()))
+    fn cpu_fwd(&self, q: &CpuStorage, q_layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        self.attend(&strided_rows(&format!("{}: queries", self.name()), q, q_layout)?)
     }
+}
 
-    #[cfg(feature = "metal")]
-    fn metal_fwd(
-        &self,
-        q: &MetalStorage,
-        q_layout: &Layout,
-        k: &MetalStorage,
-        k_layout: &Layout,
-        v: &MetalStorage,
-        v_layout: &Layout,
-    ) -> Result<(MetalStorage, Shape)> {
-        let name = self.name();
-        let matrices = |what, storage: &MetalStorage, layout| {
-            super::strided_matrices(&format!("{name}: {what}"), storage.dtype(), layout)
+impl Attention<'_> {
+    /// `q [heads, n, head_dim]` to `[n, heads * head_dim]`.
+    pub(super) fn attend(&self, q: &Matrices) -> Result<(CpuStorage, Shape)> {
+        let kernels = arch::kernels().map_err(Error::wrap)?.pages;
+        let ([heads, n, head_dim], history) = (q.dims, self.history);
+        let fits = |&(kv_heads, width): &(usize, usize)| {
+            width == head_dim
+                && heads > 0
+                && heads.is_multiple_of(kv_heads)
+                && (1..=history.len()).contains(&n)
         };
-        let ((q_dims, q_stride), (k_dims, k_stride), (v_dims, v_stride)) = (
-            matrices("queries", q, q_layout)?,
-            matrices("keys", k, k_layout)?,
-            matrices("values", v, v_layout)?,
-        );
-        self.check(q_dims, k_dims, v_dims)?;
-        let [heads, n, head_dim] = q_dims;
-        let held = k.dtype();
-        let known = q.dtype() == DType::F32 && [DType::F32, DType::F16].contains(&held) && v.dtype() == held;
-        let packed = heads == 1 || q_stride == n * head_dim;
-        let strides = [k_stride, v_stride];
-        let launch = (known && packed)
-            .then(|| metal::attention(self, q_dims, [k_dims[0], k_dims[1]], strides, held == DType::F16));
-        let Some(Some(launch)) = launch else {
-            let message = format!("{name}: queries {q_dims:?} over keys in {held:?} are not for this device");
+        let Some((kv_heads, _)) = history.shape().filter(fits) else {
+            let (q, len) = (q.dims, history.len());
+            let message = format!(
+                "{}: queries {q:?} and {len} positions of keys and values {:?} do not fit",
+                self.name(),
+                history.shape()
+            );
             return Err(Error::Msg(message).bt());
         };
-        let inputs =
-            [(q, q_layout.start_offset()), (k, k_layout.start_offset()), (v, v_layout.start_offset())];
-        let y = device::run(name, q.device(), &[launch], None, &inputs, n * heads * head_dim)?;
-        Ok((y, (n, heads * head_dim).into()))
-    }
-}
-
-impl Attention {
-    /// Whether queries, keys and values of these dimensions fit each other.
-    fn check(&self, q: [usize; 3], k: [usize; 3], v: [usize; 3]) -> Result<()> {
-        let fits = k == v
-            && q[2] == k[2]
-            && q[1] <= k[1]
-            && q[0].min(k[0]).min(k[2]) > 0
-            && q[0].is_multiple_of(k[0])
-            && self.window != Some(0);
-        if fits {
-            return Ok(());
+        // What queries see is held; kept here rather than found out in the midst of it.
+        let missing = (history.seen(history.len() - n).start / PAGE..history.len().div_ceil(PAGE))
+            .find(|&page| history.page(page).is_none());
+        if let Some(page) = missing {
+            let message = format!("{}: page {page} of the history was dropped", self.name());
+            return Err(Error::Msg(message).bt());
         }
-        let (name, window) = (self.name(), self.window);
-        let message =
-            format!("{name}: queries {q:?}, keys {k:?} and values {v:?} do not fit, window {window:?}");
-        Err(Error::Msg(message).bt())
+        let queries = self.queries(q);
+        let units = head_dim.div_ceil(UNIT);
+        let run = Run { op: *self, kernels, q: &queries, heads, n, head_dim, kv_heads, units };
+        Ok((CpuStorage::F32(run.all()), (n, heads * head_dim).into()))
     }
-}
 
-/// Some matrices `[dims[1], dims[2]]`, contiguous each.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Matrices<'a> {
-    pub values: &'a [f32],
-    pub dims: [usize; 3],
-    /// From the start of one matrix to that of the next.
-    pub stride: usize,
-}
-
-impl<'a> Matrices<'a> {
-    fn rows(&self, matrix: usize, rows: Range<usize>) -> &'a [f32] {
-        let cols = self.dims[2];
-        &self.values[matrix * self.stride..][rows.start * cols..rows.end * cols]
+    /// The queries, scaled, and rotated as the keys are: `[heads, n, head_dim]`.
+    fn queries(&self, q: &Matrices) -> Vec<f32> {
+        let [heads, n, head_dim] = q.dims;
+        let mut all = Vec::with_capacity(heads * n * head_dim);
+        for head in 0..heads {
+            all.extend(q.rows(head, 0..n).iter().map(|q| q * self.scale));
+        }
+        if let Some(rotation) = self.history.key_rotation() {
+            match n {
+                1 => all.chunks_exact_mut(head_dim).for_each(|q| rotation.apply(q)),
+                _ => all.par_chunks_exact_mut(head_dim).with_min_len(32).for_each(|q| rotation.apply(q)),
+            }
+        }
+        all
     }
 }
 
 struct Run<'a> {
-    op: Attention,
-    q: Matrices<'a>,
-    k: Matrices<'a>,
-    v: Matrices<'a>,
+    op: Attention<'a>,
+    kernels: PageKernels,
+    /// `[heads, n, head_dim]`.
+    q: &'a [f32],
+    heads: usize,
+    n: usize,
+    head_dim: usize,
+    kv_heads: usize,
+    /// Units of a value: `head_dim / 64`, rounded up.
+    units: usize,
 }
 
-/// The queries of one task, and the keys that it looks at.
+/// The queries of one task, all of one page, and the pages that it looks at.
 #[derive(Clone)]
 struct Task {
     kv_head: usize,
     queries: Range<usize>,
-    keys: Range<usize>,
+    pages: Range<usize>,
 }
 
 /// What some queries have found in some keys; rows are heads, then positions.
@@ -160,86 +141,140 @@ struct Found {
     most: Vec<f32>,
     /// `sum exp(score - most)`.
     sum: Vec<f32>,
-    /// `[rows, head_dim]`: `sum exp(score - most) value`.
+    /// `[rows, 64 units]`: `sum exp(score - most) value`.
     mix: Vec<f32>,
 }
 
 impl Run<'_> {
+    /// Position of the first query.
+    fn past(&self) -> usize {
+        self.op.history.len() - self.n
+    }
+
+    /// Width of a mix.
+    fn width(&self) -> usize {
+        self.units * UNIT
+    }
+
     fn all(&self) -> Vec<f32> {
-        let ([heads, n, head_dim], [kv_heads, ..]) = (self.q.dims, self.k.dims);
-        let blocks: Vec<Range<usize>> =
-            (0..n).step_by(QUERY_BLOCK).map(|start| start..n.min(start + QUERY_BLOCK)).collect();
-        let mut tasks = Vec::new();
+        let Run { n, heads, kv_heads, head_dim, .. } = *self;
+        let past = self.past();
+        // Blocks end where pages do, so that a page is recent to all queries of a block or to none.
+        let first_page = past / PAGE;
+        let blocks: Vec<Range<usize>> = (first_page..(past + n).div_ceil(PAGE))
+            .map(|page| (page * PAGE).max(past) - past..((page + 1) * PAGE).min(past + n) - past)
+            .collect();
+        // The tasks of a head's queries come one after the other, and end at `ends`.
+        let (mut tasks, mut ends) = (Vec::new(), Vec::new());
         for kv_head in 0..kv_heads {
             for queries in &blocks {
-                let keys = self.seen(queries.start).start..self.seen(queries.end - 1).end;
-                let step = if kv_heads * blocks.len() < ENOUGH_TASKS { SEGMENT } else { keys.len() };
-                let segments = keys.clone().step_by(step).map(|start| start..keys.end.min(start + step));
-                tasks.push(
-                    segments.map(|keys| Task { kv_head, queries: queries.clone(), keys }).collect::<Vec<_>>(),
-                );
+                let seen = self.seen(queries.start).start..self.seen(queries.end - 1).end;
+                let pages = seen.start / PAGE..seen.end.div_ceil(PAGE);
+                let step = if kv_heads * blocks.len() < ENOUGH_TASKS { SEGMENT } else { pages.len() };
+                let segments = pages.clone().step_by(step).map(|start| start..pages.end.min(start + step));
+                tasks.extend(segments.map(|pages| Task { kv_head, queries: queries.clone(), pages }));
+                ends.push(tasks.len());
             }
         }
-        // Later queries see more keys: those first.
-        let work = |segments: &Vec<Task>| {
-            let found: Vec<Found> = match &segments[..] {
-                [task] => vec![self.find(task)],
-                _ => segments.par_iter().with_max_len(1).map(|task| self.find(task)).collect(),
-            };
-            let all = found.into_iter().reduce(|all, more| all.join(more, head_dim));
+        let mut parts: Vec<Option<Found>> = tasks.iter().map(|_| None).collect();
+        match n {
+            1 if tasks.iter().map(|task| task.pages.len()).sum::<usize>() <= FEW_PAGES => {
+                parts.iter_mut().zip(&tasks).for_each(|(found, task)| *found = Some(self.find(task)));
+            }
+            1 => team::for_each_chunk(&mut parts, 1, |i, found| found[0] = Some(self.find(&tasks[i]))),
+            _ => {
+                let all = parts.par_iter_mut().zip(&tasks).with_max_len(1);
+                all.for_each(|(found, task)| *found = Some(self.find(task)));
+            }
+        }
+        let (mut parts, mut start) = (parts.into_iter().flatten(), 0);
+        let joined = ends.into_iter().map(|end| {
+            let of_these = parts.by_ref().take(end - std::mem::replace(&mut start, end));
+            let all = of_these.reduce(|all, more| all.join(more, self.width()));
             all.expect("a query sees its own position at least")
-        };
-        let found: Vec<Found> = match n {
-            // A few heads of a short context are not worth waking other threads.
-            1 => tasks.iter().map(work).collect(),
-            _ => tasks.par_iter().with_max_len(1).map(work).collect(),
-        };
+        });
+        let found: Vec<Found> = joined.collect();
         let (group, mut y) = (heads / kv_heads, vec![0.0; n * heads * head_dim]);
-        y.par_chunks_mut(heads * head_dim).enumerate().for_each(|(i, y)| {
-            let (block, len) = (i / QUERY_BLOCK, blocks[i / QUERY_BLOCK].len());
+        let rotation = self.op.history.value_rotation();
+        let finish = |(i, y): (usize, &mut [f32])| {
+            let block = (past + i) / PAGE - first_page;
+            let queries = &blocks[block];
             for (head, y) in y.chunks_exact_mut(head_dim).enumerate() {
                 let found = &found[head / group * blocks.len() + block];
-                let row = head % group * len + i % QUERY_BLOCK;
+                let row = head % group * queries.len() + i - queries.start;
                 let inverse = 1.0 / found.sum[row];
-                y.iter_mut().zip(&found.mix[row * head_dim..]).for_each(|(y, mix)| *y = mix * inverse);
+                y.iter_mut().zip(&found.mix[row * self.width()..]).for_each(|(y, mix)| *y = mix * inverse);
+                rotation.iter().for_each(|rotation| rotation.invert(y));
             }
-        });
+        };
+        match n {
+            1 => finish((0, &mut y)),
+            _ => y.par_chunks_mut(heads * head_dim).enumerate().for_each(finish),
+        }
         y
     }
 
     /// The positions that query `i` sees.
     fn seen(&self, i: usize) -> Range<usize> {
-        let end = self.k.dims[1] - self.q.dims[1] + i + 1;
-        self.op.window.map_or(0, |window| end.saturating_sub(window))..end
+        self.op.history.seen(self.past() + i)
     }
 
     fn find(&self, task: &Task) -> Found {
-        let ([heads, _, head_dim], [kv_heads, ..]) = (self.q.dims, self.k.dims);
-        let Task { kv_head, queries, keys } = task;
+        let Run { n, heads, kv_heads, head_dim, kernels, .. } = *self;
+        let Task { kv_head, queries, pages } = task;
+        let (history, width) = (self.op.history, self.width());
+        let query_page = (self.past() + queries.start) / PAGE;
         let group = heads / kv_heads;
         let rows = group * queries.len();
         let mut q = Vec::with_capacity(rows * head_dim);
         for head in kv_head * group..(kv_head + 1) * group {
-            q.extend(self.q.rows(head, queries.clone()).iter().map(|q| q * self.op.scale));
+            q.extend(&self.q[(head * n + queries.start) * head_dim..][..queries.len() * head_dim]);
         }
-        let mut found = Found {
-            most: vec![f32::NEG_INFINITY; rows],
-            sum: vec![0.0; rows],
-            mix: vec![0.0; rows * head_dim],
-        };
-        let mut scores = vec![0.0; rows * KEY_BLOCK.min(keys.len())];
-        for start in keys.clone().step_by(KEY_BLOCK) {
-            let block = start..keys.end.min(start + KEY_BLOCK);
-            let (width, k) = (block.len(), self.k.rows(*kv_head, block.clone()));
-            let scores = &mut scores[..rows * width];
-            // S [rows, width] = Q [rows, head_dim] K^T [head_dim, width]
-            product(scores, [rows, head_dim, width], &q, k, [1, head_dim], 0.0);
-            for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
+        let mut found =
+            Found { most: vec![f32::NEG_INFINITY; rows], sum: vec![0.0; rows], mix: vec![0.0; rows * width] };
+        let stride = PAGES.min(pages.len()) * PAGE;
+        let mut scores = vec![0.0; rows * stride];
+        let mut decoded = if rows > FEW_ROWS { vec![0.0; stride * width.max(head_dim)] } else { Vec::new() };
+        for start in pages.clone().step_by(PAGES) {
+            let block = start..pages.end.min(start + PAGES);
+            let recent = |page| history.is_recent(query_page, page);
+            let stores = |values: bool| {
+                block.clone().map(move |page| {
+                    let half = history.page(page).map(|page| if values { &page.values } else { &page.keys });
+                    half.and_then(|half| half.seen(recent(page))).expect("what queries see is held")
+                })
+            };
+            let (keys, values) = (stores(false), stores(true));
+            // S [rows, positions] = Q [rows, head_dim] K^T [head_dim, positions]
+            if rows <= FEW_ROWS {
+                scores.fill(0.0);
+                for (i, store) in keys.clone().enumerate() {
+                    let units = store.units(*kv_head);
+                    let run = Mix {
+                        codec: store.codec(),
+                        units,
+                        weights: &q,
+                        stride: head_dim,
+                        rows,
+                        out_stride: stride,
+                    };
+                    (kernels.mix)(run, &mut scores[i * PAGE..]);
+                }
+            } else {
+                for (i, store) in keys.clone().enumerate() {
+                    (kernels.decode)(store.codec(), store.units(*kv_head), &mut decoded[i * PAGE..], stride);
+                }
+                product(&mut scores, stride, &q, head_dim, &decoded, stride, [rows, head_dim, stride], 0.0);
+            }
+            factors(keys, *kv_head, &mut scores, stride);
+            let end = (block.end * PAGE).min(history.len());
+            let positions = block.start * PAGE..end;
+            for (row, scores) in scores.chunks_exact_mut(stride).enumerate() {
                 let seen = self.seen(queries.start + row % queries.len());
-                let visible =
-                    seen.start.clamp(start, block.end) - start..seen.end.clamp(start, block.end) - start;
-                let (before, rest) = scores.split_at_mut(visible.start);
-                let (scores, after) = rest.split_at_mut(visible.len());
+                let from = seen.start.clamp(positions.start, end) - positions.start;
+                let to = seen.end.clamp(positions.start, end) - positions.start;
+                let (before, rest) = scores.split_at_mut(from);
+                let (scores, after) = rest.split_at_mut(to.saturating_sub(from));
                 before.fill(0.0);
                 after.fill(0.0);
                 if scores.is_empty() {
@@ -251,30 +286,63 @@ impl Run<'_> {
                 let most = found.most[row].max(softmax::largest(scores));
                 let shrink = if most > found.most[row] { (found.most[row] - most).exp() } else { 1.0 };
                 if shrink != 1.0 {
-                    found.mix[row * head_dim..][..head_dim].iter_mut().for_each(|mix| *mix *= shrink);
+                    found.mix[row * width..][..width].iter_mut().for_each(|mix| *mix *= shrink);
                 }
                 found.sum[row] = found.sum[row] * shrink + softmax::exp_below(scores, most);
                 found.most[row] = most;
             }
-            // mix [rows, head_dim] += S [rows, width] V [width, head_dim]
-            let v = self.v.rows(*kv_head, block);
-            product(&mut found.mix, [rows, width, head_dim], scores, v, [head_dim, 1], 1.0);
+            // mix [rows, width] += S [rows, positions] V [positions, width]; places without a position are no part of it.
+            factors(values.clone(), *kv_head, &mut scores, stride);
+            for (i, store) in values.enumerate() {
+                let count = (positions.len() - i * PAGE).min(PAGE);
+                let bytes = store.codec().unit_bytes();
+                for (u, units) in store.units(*kv_head).chunks_exact(PAGE * bytes).enumerate() {
+                    let units = &units[..count * bytes];
+                    if rows <= FEW_ROWS {
+                        let weights = &scores[i * PAGE..];
+                        let run =
+                            Mix { codec: store.codec(), units, weights, stride, rows, out_stride: width };
+                        (kernels.mix)(run, &mut found.mix[u * UNIT..]);
+                    } else {
+                        (kernels.decode)(
+                            store.codec(),
+                            units,
+                            &mut decoded[i * PAGE * width + u * UNIT..],
+                            width,
+                        );
+                    }
+                }
+            }
+            if rows > FEW_ROWS {
+                let shape = [rows, positions.len(), width];
+                product(&mut found.mix, width, &scores, stride, &decoded, width, shape, 1.0);
+            }
         }
         found
     }
 }
 
+/// Multiplies the numbers of each position by its scale.
+fn factors<'a>(stores: impl Iterator<Item = &'a Store>, head: usize, rows: &mut [f32], stride: usize) {
+    for (i, store) in stores.enumerate() {
+        let Some(scales) = store.scales(head) else { continue };
+        let scales = scales.map(|scale| scale.to_f32());
+        for row in rows.chunks_exact_mut(stride) {
+            row[i * PAGE..].iter_mut().zip(scales).for_each(|(v, scale)| *v *= scale);
+        }
+    }
+}
+
 impl Found {
     /// What the same queries have found in both.
-    fn join(mut self, other: Self, head_dim: usize) -> Self {
+    fn join(mut self, other: Self, width: usize) -> Self {
         for row in 0..self.most.len() {
             let most = self.most[row].max(other.most[row]);
             // A query that saw no key of a segment has the largest score -inf there, and shares of 0.
             let share = |m: f32| if m == f32::NEG_INFINITY { 0.0 } else { (m - most).exp() };
             let (a, b) = (share(self.most[row]), share(other.most[row]));
             self.sum[row] = a * self.sum[row] + b * other.sum[row];
-            let mixes =
-                self.mix[row * head_dim..].iter_mut().zip(&other.mix[row * head_dim..]).take(head_dim);
+            let mixes = self.mix[row * width..].iter_mut().zip(&other.mix[row * width..]).take(width);
             mixes.for_each(|(mine, theirs)| *mine = a * *mine + b * theirs);
             self.most[row] = most;
         }
@@ -282,12 +350,25 @@ impl Found {
     }
 }
 
-/// `out [m, n] = keep * out + a [m, k] b`, with `b`'s element `(i, j)` at `i * strides[0] + j * strides[1]`.
-fn product(out: &mut [f32], [m, k, n]: [usize; 3], a: &[f32], b: &[f32], strides: [usize; 2], keep: f32) {
-    assert!(out.len() == m * n && a.len() == m * k && b.len() == k * n);
-    assert!(strides == [1, k] || strides == [n, 1]);
-    // SAFETY: `out [m, n]` and `a [m, k]` are row-major, and `b` is row-major or the transpose of a row-major matrix, each
-    // of the length asserted. Strides are given as (column, row).
+/// `out [m, n] = keep * out + a [m, k] b [k, n]`, all row-major, with rows so far apart.
+#[allow(clippy::too_many_arguments)]
+fn product(
+    out: &mut [f32],
+    out_stride: usize,
+    a: &[f32],
+    a_stride: usize,
+    b: &[f32],
+    b_stride: usize,
+    [m, k, n]: [usize; 3],
+    keep: f32,
+) {
+    let fits = |len: usize, rows: usize, cols: usize, stride: usize| {
+        rows == 0 || (cols <= stride && (rows - 1) * stride + cols <= len)
+    };
+    assert!(
+        fits(out.len(), m, n, out_stride) && fits(a.len(), m, k, a_stride) && fits(b.len(), k, n, b_stride)
+    );
+    // SAFETY: the three are row-major, with rows within their slices, as asserted. Strides are given as (column, row).
     unsafe {
         gemm::gemm(
             m,
@@ -295,14 +376,14 @@ fn product(out: &mut [f32], [m, k, n]: [usize; 3], a: &[f32], b: &[f32], strides
             k,
             out.as_mut_ptr(),
             1,
-            n as isize,
+            out_stride as isize,
             keep != 0.0,
             a.as_ptr(),
             1,
-            k as isize,
+            a_stride as isize,
             b.as_ptr(),
-            strides[1] as isize,
-            strides[0] as isize,
+            1,
+            b_stride as isize,
             keep,
             1.0,
             false,
@@ -314,90 +395,4 @@ fn product(out: &mut [f32], [m, k, n]: [usize; 3], a: &[f32], b: &[f32], strides
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use candle_core::{Device, Tensor};
-    use proptest::prelude::*;
-
-    fn random(dims: [usize; 3], seed: &mut u64, spread: f32) -> Tensor {
-        let mut next = || {
-            *seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-            ((*seed >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * spread
-        };
-        let values: Vec<f32> = (0..dims.iter().product()).map(|_| next()).collect();
-        Tensor::from_vec(values, (dims[0], dims[1], dims[2]), &Device::Cpu).unwrap()
-    }
-
-    /// The definition, in f64.
-    fn expected(op: Attention, q: &Tensor, k: &Tensor, v: &Tensor) -> Vec<f64> {
-        let [q, k, v] = [q, k, v].map(|t| t.to_vec3::<f32>().unwrap());
-        let (n, group, past) = (q[0].len(), q.len() / k.len(), k[0].len() - q[0].len());
-        let mut y = Vec::new();
-        for i in 0..n {
-            for (head, q) in q.iter().enumerate() {
-                let (k, v) = (&k[head / group], &v[head / group]);
-                let first = op.window.map_or(0, |w| (past + i + 1).saturating_sub(w));
-                let weights: Vec<f64> = (first..=past + i)
-                    .map(|j| {
-                        let dot: f64 =
-                            q[i].iter().zip(&k[j]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-                        let score = f64::from(op.scale) * dot;
-                        op.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()).exp()
-                    })
-                    .collect();
-                let sum: f64 = weights.iter().sum();
-                for c in 0..v[0].len() {
-                    let mixed: f64 = weights.iter().zip(&v[first..]).map(|(w, v)| w * f64::from(v[c])).sum();
-                    y.push(mixed / sum);
-                }
-            }
-        }
-        y
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(48))]
-        #[test]
-        fn equals_the_definition(
-            kv_heads in 1..4usize, group in 1..4usize, head_dim in 1..40usize, n in 1..150usize,
-            past in prop::sample::select(vec![0, 1, 63, 300, 1500]),
-            window in prop::option::of(1..400usize), softcap in prop::option::of(1f32..20.),
-            spread in prop::sample::select(vec![0.1f32, 1.0, 6.0]), seed: u64,
-        ) {
-            let mut seed = seed;
-            let op = Attention { scale: 0.3, softcap, window };
-            let q = random([kv_heads * group, n, head_dim], &mut seed, spread);
-            // As a cache has them: with room for more positions behind.
-            let held = |seed: &mut u64| random([kv_heads, past + n + 3, head_dim], seed, spread).narrow(1, 0, past + n).unwrap();
-            let (k, v) = (held(&mut seed), held(&mut seed));
-            let y = q.apply_op3(&k, &v, op).unwrap();
-            prop_assert_eq!(y.dims(), [n, kv_heads * group * head_dim]);
-            let y: Vec<f32> = y.flatten_all().unwrap().to_vec1().unwrap();
-            for (found, expected) in y.iter().zip(expected(op, &q, &k, &v)) {
-                let error = (f64::from(*found) - expected).abs();
-                prop_assert!(error < 2e-5 * f64::from(spread), "{found} {expected}");
-            }
-        }
-    }
-
-    #[test]
-    fn refuses_what_does_not_fit() {
-        let mut seed = 1;
-        let mut tensor = |dims| random(dims, &mut seed, 1.0);
-        let op = Attention { scale: 1.0, softcap: None, window: None };
-        let (q, k) = (tensor([4, 2, 8]), tensor([2, 5, 8]));
-        assert!(q.apply_op3(&k, &k, op).is_ok());
-        for (q, k, v, op) in [
-            (tensor([3, 2, 8]), k.clone(), k.clone(), op),
-            (tensor([4, 6, 8]), k.clone(), k.clone(), op),
-            (tensor([4, 2, 4]), k.clone(), k.clone(), op),
-            (q.clone(), k.clone(), tensor([2, 4, 8]), op),
-            (q.clone(), k.clone(), k.clone(), Attention { window: Some(0), ..op }),
-            (q.transpose(1, 2).unwrap(), k.clone(), k.clone(), op),
-            (q.to_dtype(candle_core::DType::F64).unwrap(), k.clone(), k.clone(), op),
-        ] {
-            let error = q.apply_op3(&k, &v, op).unwrap_err().to_string();
-            assert!(error.contains("squish-attention"), "{error}");
-        }
-    }
-}
+mod tests;

@@ -4,6 +4,7 @@
 //! an op has none for a device, Candle's defaults answer, with an error that names the op.
 
 mod attention;
+mod dense_attention;
 mod gather;
 mod matmat;
 mod matmul;
@@ -16,6 +17,7 @@ mod swiglu;
 mod transposed;
 
 pub use attention::Attention;
+pub use dense_attention::DenseAttention;
 pub use gather::Gather;
 pub use matmat::{MatMat, matmat};
 pub use matmul::MatMul;
@@ -26,8 +28,8 @@ pub use sparse::SparseMatMul;
 pub use swiglu::SwiGlu;
 pub use transposed::TransposedMatMul;
 
-use candle_core::{CpuStorage, DType, Error, Layout, Result};
-use std::ops::Range;
+use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor};
+use std::ops::{Deref, Range};
 
 /// Where the contiguous f32 matrix `[batch, cols]` of a layout lies among its storage's elements, and its batch size.
 ///
@@ -74,13 +76,56 @@ fn strided_matrices(op: &str, dtype: DType, layout: &Layout) -> Result<([usize; 
 }
 
 /// The f32 matrices behind a storage of three dimensions, of which only the first may have gaps.
-fn strided_rows<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<attention::Matrices<'a>> {
+fn strided_rows<'a>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<Matrices<'a>> {
     let CpuStorage::F32(values) = storage else {
         let (dims, dtype) = (layout.dims(), storage_dtype(storage));
         return Err(Error::Msg(format!("{op} {dims:?} {dtype:?} must be F32")).bt());
     };
     let (dims, stride) = strided_matrices(op, DType::F32, layout)?;
-    Ok(attention::Matrices { values: &values[layout.start_offset()..], dims, stride })
+    Ok(Matrices { values: &values[layout.start_offset()..], dims, stride })
+}
+
+/// A tensor of three dimensions, kept from being written while it is read.
+pub(crate) struct HeldMatrices<'a, S> {
+    what: &'a str,
+    storage: S,
+    layout: &'a Layout,
+}
+
+/// A tensor of three dimensions on the CPU.
+pub(crate) fn matrices_of<'a>(
+    what: &'a str,
+    tensor: &'a Tensor,
+) -> HeldMatrices<'a, impl Deref<Target = Storage> + 'a> {
+    let (storage, layout) = tensor.storage_and_layout();
+    HeldMatrices { what, storage, layout }
+}
+
+impl<S: Deref<Target = Storage>> HeldMatrices<'_, S> {
+    /// Its matrices.
+    pub(crate) fn get(&self) -> Result<Matrices<'_>> {
+        match &*self.storage {
+            Storage::Cpu(storage) => strided_rows(self.what, storage, self.layout),
+            _ => Err(Error::Msg(format!("{}: must be on the CPU", self.what)).bt()),
+        }
+    }
+}
+
+/// Some matrices `[dims[1], dims[2]]`, contiguous each.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Matrices<'a> {
+    pub values: &'a [f32],
+    pub dims: [usize; 3],
+    /// From the start of one matrix to that of the next.
+    pub stride: usize,
+}
+
+impl<'a> Matrices<'a> {
+    /// Some rows of a matrix.
+    pub(crate) fn rows(&self, matrix: usize, rows: Range<usize>) -> &'a [f32] {
+        let cols = self.dims[2];
+        &self.values[matrix * self.stride..][rows.start * cols..rows.end * cols]
+    }
 }
 
 fn storage_dtype(storage: &CpuStorage) -> DType {

@@ -24,6 +24,10 @@ pub struct ModelConfig {
     pub num_key_value_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
+    /// Positions that some blocks see at most, where there are such.
+    pub sliding_window: Option<usize>,
+    /// How many blocks these are.
+    pub num_sliding_layers: usize,
 }
 
 /// The architecture that `config.json` names first.

@@ -3,7 +3,7 @@
 use super::{Linear, NormStyle, RmsNorm, RotaryTable};
 use crate::{Result, checkpoint::Tensors, kv_cache::LayerCache};
 use candle_core::{Device, Tensor};
-use squish_kernels::{Input, ops};
+use squish_kernels::Input;
 
 /// Head counts and sizes, and what a family adds to the scheme.
 #[derive(Debug, Clone, Copy)]
@@ -82,10 +82,11 @@ impl Attention {
             (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
         }
         let (q, k) = (rotary.apply(&q)?, rotary.apply(&k)?);
-        let (k, v) = cache.append(&k, &v)?;
+        cache.append(&k, &v, window)?;
         let scale = self.shape.score_scale as f32;
         let softcap = self.shape.score_cap.map(|cap| cap as f32);
-        let y = q.apply_op3(&k, &v, ops::Attention { scale, softcap, window })?;
+        let y = cache.attend(&q, scale, softcap)?;
+        cache.prune();
         self.o.forward(&Input::new(y))
     }
 }

@@ -4,11 +4,11 @@ use super::{command_line::command_line, print, print_json, progress::Bar};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Map, Value};
-use squish_models::{Checkpoint, checkpoint::Measurement};
+use squish_models::{Checkpoint, KvMode, checkpoint::Measurement};
 use squish_quant::{
     Windows,
     certificate::{Certifier, TOOL, hash_checkpoint, hash_file, numbers},
-    eval::{TASKS, Task, kl, perplexity, score},
+    eval::{Conditions, TASKS, Task, kl, perplexity, score},
 };
 use std::{
     fmt::Write,
@@ -50,6 +50,12 @@ pub struct Eval {
     /// The original checkpoint, for kl.
     #[arg(long)]
     against: Option<PathBuf>,
+    /// How keys and values are stored, for perplexity and kl: f32, f16, k8v8, k8v4, ... (docs/kv_cache.md).
+    #[arg(long, value_name = "MODE", default_value_t = KvMode::F32)]
+    kv: KvMode,
+    /// Begin each window of the text with the BOS that the checkpoint's prompts begin with, if it has one.
+    #[arg(long)]
+    bos: bool,
     /// Write what was measured into the certificate of a squished checkpoint.
     #[arg(long)]
     certify: bool,
@@ -115,11 +121,14 @@ impl Eval {
 
     fn measure(&self, job: &Job, bar: &Bar) -> Result<Value> {
         let windows = Windows { size: self.window, count: self.windows };
+        let conditions = Conditions { decode: false, kv: self.kv, bos: self.bos };
         Ok(match job {
             Job::Perplexity { text } => {
-                serde_json::to_value(perplexity(&self.dir, text, windows, false, bar)?)
+                serde_json::to_value(perplexity(&self.dir, text, windows, conditions, bar)?)
             }
-            Job::Kl { text, original } => serde_json::to_value(kl(original, &self.dir, text, windows, bar)?),
+            Job::Kl { text, original } => {
+                serde_json::to_value(kl(original, &self.dir, text, windows, conditions, bar)?)
+            }
             Job::Questions { task, file } => {
                 serde_json::to_value(score(&self.dir, *task, file, self.limit, bar)?)
             }

@@ -15,10 +15,13 @@ use anyhow::{Context, Result};
 use clap::{Args, Parser, Subcommand};
 use command_line::command_line;
 use progress::Bar;
+use squish_models::{KvMode, KvPolicy};
 use squish_quant::{
     Options, Recipe, Target, Windows,
     calibrate::text::{Amount, Text},
-    compress, inspect, perplexity,
+    compress,
+    eval::Conditions,
+    inspect, perplexity,
 };
 use std::{
     io::Write,
@@ -54,7 +57,7 @@ enum Command {
 
 /// Compress a checkpoint directory.
 ///
-/// With --json, prints what `inspect --json` prints of the output, and: memory (with --fit: context, and the bytes of
+/// With --json, prints what `inspect --json` prints of the output, and: memory (with --fit: context, kv, and the bytes of
 /// weights_bytes, kv_cache_bytes, working_bytes while it runs), notes (what a person should know of single tensors), seconds (wall-clock time), peak_memory_bytes (largest resident set; null where the
 /// system does not say).
 #[derive(Debug, Args)]
@@ -96,6 +99,10 @@ struct Compress {
     /// Positions that --fit leaves room for; absent, 8192, or the model's own if it has fewer.
     #[arg(long, requires = "fit")]
     context: Option<usize>,
+    /// How --fit counts keys and values: auto, for the mode that loses least together with the weights it leaves room for; f32, f16,
+    /// k8v8, k8v4, ... (docs/kv_cache.md).
+    #[arg(long, value_name = "MODE", requires = "fit", default_value_t = KvPolicy::Auto)]
+    kv: KvPolicy,
     /// Take the recipe even where the model's family is known not to bear it.
     #[arg(long)]
     force_recipe: bool,
@@ -133,7 +140,7 @@ struct Inspect {
 ///
 /// With --json: nll (mean negative log-likelihood of a predicted token, in nats), perplexity (exp of it), tokens (predicted
 /// tokens: all but the first of each window), windows (used), window (tokens of one), decode (whether fed
-/// one at a time), seconds (of the forward passes).
+/// one at a time), kv (how keys and values were stored), bos (whether windows began with a BOS), seconds (of the forward passes).
 #[derive(Debug, Args)]
 struct Perplexity {
     /// A checkpoint directory, squished or original.
@@ -150,6 +157,12 @@ struct Perplexity {
     /// Feed one token at a time, in the integer arithmetic in which answers are written; absent, windows as a whole, in f32.
     #[arg(long)]
     decode: bool,
+    /// How keys and values are stored: f32, f16, k8v8, k8v4, ... (docs/kv_cache.md).
+    #[arg(long, value_name = "MODE", default_value_t = KvMode::F32)]
+    kv: KvMode,
+    /// Begin each window with the BOS that the checkpoint's prompts begin with, if it has one.
+    #[arg(long)]
+    bos: bool,
     /// Print one JSON object on standard output.
     #[arg(long)]
     json: bool,
@@ -191,7 +204,8 @@ fn run(command: Command) -> Result<()> {
         Command::Perplexity(args) => {
             let bar = Bar::new(!args.json)?;
             let windows = Windows { size: args.window, count: args.windows };
-            let measured = perplexity(&args.dir, &args.text, windows, args.decode, &bar)?;
+            let conditions = Conditions { decode: args.decode, kv: args.kv, bos: args.bos };
+            let measured = perplexity(&args.dir, &args.text, windows, conditions, &bar)?;
             drop(bar);
             if args.json { print_json(&measured) } else { print(&report::perplexity(&measured)) }
         }
@@ -232,7 +246,7 @@ impl Compress {
                 None
             }
             (Some(bits), _) => Some(Target::BitsPerParameter(bits)),
-            (None, Some(limit)) => Some(Target::Memory { limit, context: self.context }),
+            (None, Some(limit)) => Some(Target::Memory { limit, context: self.context, kv: self.kv }),
             (None, None) => None,
         };
         if target.is_some() {

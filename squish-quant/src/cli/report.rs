@@ -99,11 +99,12 @@ pub fn compression(report: &Report, out: &Path) -> String {
         let megabytes = |bytes: usize| bytes.div_ceil(1_000_000);
         let _ = writeln!(
             text,
-            "runs in {} MB at {} positions: weights {}, keys and values {}, working memory {}",
+            "runs in {} MB at {} positions: weights {}, keys and values {} (as {}), working memory {}",
             megabytes(memory.total()),
             memory.context,
             megabytes(memory.weights_bytes),
             megabytes(memory.kv_cache_bytes),
+            memory.kv,
             megabytes(memory.working_bytes),
         );
     }

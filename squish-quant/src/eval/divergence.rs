@@ -1,6 +1,6 @@
 //! How far a model's predictions are from another's: Kullback-Leibler divergence per token.
 
-use super::{Logits, Windows, check};
+use super::{Conditions, Logits, Windows, check};
 use crate::{Error, Progress, Result};
 use serde::Serialize;
 use squish_models::{Model, Session, model::PREFILL_CHUNK};
@@ -40,21 +40,25 @@ pub struct Divergence {
     pub seconds: f64,
 }
 
-/// Measures `KL(original || squished)` on the windows of a text ([`Windows::read`], with the original's tokenizer).
+/// Measures `KL(original || squished)` on the windows of a text ([`Windows::read`], with the original's tokenizer). The original's
+/// keys and values are in f32, the other's as the conditions say. Windows are fed as a whole, whatever [`Conditions::decode`] says.
 ///
 /// # Errors
-/// When a checkpoint, the tokenizer or the text cannot be used, or the two are no versions of one model.
+/// [`Error::Parameter`] where tokens should be fed one at a time; /// When a checkpoint, the tokenizer or the text cannot be used, or the two are no versions of one model.
 pub fn kl(
     original: &Path,
     squished: &Path,
     text: &Path,
     windows: Windows,
+    conditions: Conditions,
     progress: &dyn Progress,
 ) -> Result<Divergence> {
     let reference = super::exact(original)?;
     let model = super::exact(squished)?;
     let windows = windows.read(original, reference.config(), text)?;
-    divergence(&reference, &model, &windows, progress).map_err(|error| match error {
+    let prefix = conditions.prefix(original)?;
+    let sessions = [reference.session(), conditions.session(&model)?];
+    between(sessions, &prefix, &windows, progress).map_err(|error| match error {
         Error::NotFiniteLogits { model, part, index } => {
             let dir = if model == REFERENCE { original } else { squished };
             Error::NotFiniteLogits { model: dir.display().to_string(), part, index }
@@ -80,12 +84,25 @@ pub fn divergence(
     windows: &[Vec<u32>],
     progress: &dyn Progress,
 ) -> Result<Divergence> {
-    let mut tally = Tally::new(reference.config().vocab_size, model.config().vocab_size, windows)?;
-    let (mut theirs, mut ours) = (reference.session(), model.session());
+    between([reference.session(), model.session()], &[], windows, progress)
+}
+
+fn between(
+    [mut theirs, mut ours]: [Session; 2],
+    prefix: &[u32],
+    windows: &[Vec<u32>],
+    progress: &dyn Progress,
+) -> Result<Divergence> {
+    let vocabularies = [&theirs, &ours].map(|session| session.model().config().vocab_size);
+    let mut tally = Tally::new(vocabularies[0], vocabularies[1], windows)?;
     for (i, ids) in windows.iter().enumerate() {
         check(progress, i, windows.len(), "windows")?;
-        theirs.reset();
-        ours.reset();
+        for session in [&mut theirs, &mut ours] {
+            session.reset();
+            if !prefix.is_empty() {
+                session.feed(prefix)?;
+            }
+        }
         for (chunk, targets) in chunks(ids) {
             let theirs = feed(&mut theirs, chunk, targets)?;
             tally.add(&theirs, &feed(&mut ours, chunk, targets)?, targets);

@@ -31,8 +31,40 @@ pub use smoke::{Fault, Smoke, smoke};
 pub use text::Windows;
 
 use crate::{Error, Progress, Result};
-use squish_models::{Arithmetic, Checkpoint, Device, Model, Session};
+use squish_models::{Arithmetic, Checkpoint, Device, KvMode, Model, Session, SessionOptions};
 use std::path::Path;
+
+/// Under which conditions a checkpoint is measured. By default windows are fed as a whole, with nothing before them, and
+/// keys and values are as exact as the weights are multiplied: what is measured are the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conditions {
+    /// Feed one token at a time, in the arithmetic in which answers are written
+    /// ([`Arithmetic::Int8`]); without it, windows as a whole, in f32.
+    pub decode: bool,
+    /// How keys and values are stored.
+    pub kv: KvMode,
+    /// Begin each window with what the checkpoint's prompts begin with, a BOS where the family has one. It predicts the window's
+    /// first token, which is not counted, so that the tokens that are counted are the same.
+    pub bos: bool,
+}
+
+impl Default for Conditions {
+    fn default() -> Self {
+        Self { decode: false, kv: KvMode::F32, bos: false }
+    }
+}
+
+impl Conditions {
+    /// A session under these conditions.
+    fn session(&self, model: &Model) -> Result<Session> {
+        Ok(model.session_with(SessionOptions::in_mode(self.kv))?)
+    }
+
+    /// What every window begins with.
+    fn prefix(&self, dir: &Path) -> Result<Vec<u32>> {
+        if self.bos { Encoder::prefix_of(dir) } else { Ok(Vec::new()) }
+    }
+}
 
 /// Reports that `done` of `total` parts are done, and stops if asked to.
 fn check(progress: &dyn Progress, done: usize, total: usize, what: &str) -> Result<()> {

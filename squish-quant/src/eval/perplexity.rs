@@ -1,9 +1,9 @@
 //! Nats per token on a text.
 
-use super::Windows;
+use super::{Conditions, Windows};
 use crate::{Error, Progress, Result};
 use serde::Serialize;
-use squish_models::{Device, Model};
+use squish_models::{Device, KvMode, Model};
 use std::{path::Path, time::Instant};
 
 /// What was measured.
@@ -21,32 +21,41 @@ pub struct Perplexity {
     pub window: usize,
     /// Whether tokens were fed one at a time, in the arithmetic of decoding.
     pub decode: bool,
+    /// How keys and values were stored.
+    #[serde(serialize_with = "crate::fit::by_name")]
+    pub kv: KvMode,
+    /// Whether windows began with what prompts begin with.
+    pub bos: bool,
     /// Wall-clock time of the forward passes.
     pub seconds: f64,
 }
 
 /// Measures a checkpoint, squished or original, on the windows of a text ([`Windows::read`]), each a context of
-/// its own. With `decode`, tokens are fed one at a time, in the arithmetic in which answers are written
-/// ([`Arithmetic::Int8`](squish_models::Arithmetic)); without it, windows as a whole, in f32.
+/// its own.
 ///
 /// # Errors
-/// When the checkpoint, its `tokenizer.json` or the text cannot be used.
+/// When the checkpoint, its `tokenizer.json` or the text cannot be used, or the model cannot store keys and values so.
 pub fn perplexity(
     dir: &Path,
     text: &Path,
     windows: Windows,
-    decode: bool,
+    conditions: Conditions,
     progress: &dyn Progress,
 ) -> Result<Perplexity> {
+    let Conditions { decode, kv, bos } = conditions;
     let model = if decode { Model::from_dir(dir, &Device::Cpu)? } else { super::exact(dir)? };
+    let prefix = conditions.prefix(dir)?;
     let window = windows.size;
     let windows = windows.read(dir, model.config(), text)?;
     let start = Instant::now();
-    let mut session = model.session();
+    let mut session = conditions.session(&model)?;
     let mut total = 0.0;
     for (i, ids) in windows.iter().enumerate() {
         super::check(progress, i, windows.len(), "windows")?;
         session.reset();
+        if !prefix.is_empty() {
+            session.feed(&prefix)?;
+        }
         let step = if decode { 1 } else { ids.len() };
         for start in (0..ids.len()).step_by(step) {
             let (tokens, targets) = (&ids[start..][..step], &ids[start + 1..]);
@@ -64,5 +73,15 @@ pub fn perplexity(
     let tokens = windows.len() * (window - 1);
     let nll = total / tokens as f64;
     let seconds = start.elapsed().as_secs_f64();
-    Ok(Perplexity { nll, perplexity: nll.exp(), tokens, windows: windows.len(), window, decode, seconds })
+    Ok(Perplexity {
+        nll,
+        perplexity: nll.exp(),
+        tokens,
+        windows: windows.len(),
+        window,
+        decode,
+        kv,
+        bos,
+        seconds,
+    })
 }

@@ -143,7 +143,7 @@ impl Table {
 /// Four f16, as bits, as f32. NaN stays NaN.
 #[inline]
 #[target_feature(enable = "neon")]
-pub(super) fn floats(bits: uint16x4_t) -> float32x4_t {
+pub(in crate::arch) fn floats(bits: uint16x4_t) -> float32x4_t {
     let found: float32x4_t;
     // SAFETY: `fcvtl` is part of NEON. Registers are all that is read and written.
     unsafe {

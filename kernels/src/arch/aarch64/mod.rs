@@ -2,7 +2,7 @@
 //!
 //! One algorithm for all of them ([`units`], [`tiles`], [`panel`]), written over the instructions that multiply bytes ([`bytes`]).
 
-mod bytes;
+pub(super) mod bytes;
 pub mod dotprod;
 pub mod i8mm;
 pub mod neon;

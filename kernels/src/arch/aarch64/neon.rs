@@ -9,6 +9,7 @@ use crate::{
         Kernels,
         generic::{self, Panel},
         integer::TileRun,
+        page,
         tiles::{Tiles, Windows, row_bits},
         units::UnitRows,
         vector::Vector,
@@ -27,6 +28,7 @@ pub fn kernels() -> Option<Kernels> {
         units_dot,
         tiles_dot,
         panels: None,
+        pages: page::aarch64::neon().unwrap_or(page::SCALAR),
     })
 }
 

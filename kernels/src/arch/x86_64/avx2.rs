@@ -5,6 +5,7 @@ use crate::arch::{
     Kernels,
     generic::{self, Panel},
     integer::TileRun,
+    page,
     tiles::{Tiles, Windows, row_bits},
     units::UnitRows,
     vector::Vector,
@@ -26,6 +27,7 @@ pub fn kernels() -> Option<Kernels> {
             units_dot,
             tiles_dot,
             panels: None,
+            pages: page::x86_64::avx2().unwrap_or(page::SCALAR),
         })
 }
 

@@ -3,6 +3,7 @@
 use crate::arch::{
     Kernels,
     generic::{self, Panel},
+    page,
     vector::Vector,
 };
 use std::arch::x86_64::*;
@@ -11,7 +12,8 @@ use std::arch::x86_64::*;
 pub fn kernels() -> Option<Kernels> {
     let narrower = super::avx2::kernels()?;
     let tiles = super::vbmi::tiles().unwrap_or(narrower.tiles);
-    let kernels = Kernels { isa: "avx512", panel_dot, tiles, ..narrower };
+    let pages = page::x86_64::avx512().unwrap_or(narrower.pages);
+    let kernels = Kernels { isa: "avx512", panel_dot, tiles, pages, ..narrower };
     let kernels = match super::vnni::products() {
         Some((units_dot, tiles_dot, panels)) => {
             Kernels { units_dot, tiles_dot, panels: Some(panels), ..kernels }

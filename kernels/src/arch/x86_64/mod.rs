@@ -3,7 +3,8 @@
 pub mod avx2;
 mod avx2_units;
 pub mod avx512;
-pub mod vbmi;
+pub mod fetch;
+mod vbmi;
 pub mod vnni;
 mod vnni_panel;
 mod vnni_units;

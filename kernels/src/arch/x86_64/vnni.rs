@@ -3,6 +3,7 @@
 //! `vpdpbusd` multiplies unsigned by signed bytes. So levels are looked up with 128 added, and sums begin at `-128 sum x`.
 
 use super::{
+    fetch::fetch_ahead,
     vbmi::{TileLevels, in_registers, lookup},
     vnni_panel,
 };
@@ -16,9 +17,6 @@ use crate::{
     scheme::TILE,
 };
 use std::arch::x86_64::*;
-
-/// Bytes from a tile to what is fetched ahead of its use.
-const AHEAD: usize = 2048;
 
 /// Dot products with units and with tiles, and products of panels, if the processor has them.
 pub fn products() -> Option<(UnitsDot, TilesDot, PanelKernels)> {
@@ -55,12 +53,11 @@ fn tiles<const K: usize>(run: TileRun) -> [f32; TILE] {
     let mut sums = [_mm512_setzero_ps(); 4];
     let groups = run.codes.chunks(GROUP / TILE * 32 * K).zip(run.x.values().as_chunks::<GROUP>().0);
     for (((tiles, values), scale), parts) in groups.zip(run.x.scales()).zip(run.x.sums()) {
+        fetch_ahead(tiles, 0, GROUP / TILE * 32 * K);
         let mut products = [_mm512_set1_epi32(-(OFFSET / 4) * (parts[0] + parts[1])); 4];
         for (tile, values) in tiles.chunks_exact(32 * K).zip(values.as_chunks::<TILE>().0) {
             // SAFETY: the pointer is that of 16 bytes.
             let values = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(values.as_ptr().cast()) });
-            // The strip's next tiles are on their way while these are looked up. An address past the end is not an error.
-            _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(AHEAD).cast());
             for (quarter, product) in products.iter_mut().enumerate() {
                 *product = _mm512_dpbusd_epi32(*product, decoder.quarter(tile, quarter), values);
             }
@@ -95,13 +92,12 @@ fn tiles_of_two_bits(run: TileRun) -> [f32; TILE] {
     let mut sums = [_mm512_setzero_ps(); 2];
     let groups = run.codes.chunks(GROUP / TILE * 64).zip(run.x.values().as_chunks::<GROUP>().0);
     for (((tiles, values), scale), parts) in groups.zip(run.x.scales()).zip(run.x.sums()) {
+        fetch_ahead(tiles, 0, GROUP / TILE * 64);
         let mut products = [_mm512_set1_epi32(-(OFFSET / 2) * (parts[0] + parts[1])); 2];
         for (tile, values) in
             tiles.as_chunks::<64>().0.iter().zip(values.as_chunks::<8>().0.as_chunks::<2>().0)
         {
             let values = values.map(|eight| _mm512_set1_epi64(i64::from_ne_bytes(eight.map(|v| v as u8))));
-            // The strip's next tiles are on their way while these are looked up. An address past the end is not an error.
-            _mm_prefetch::<_MM_HINT_T0>(tile.as_ptr().wrapping_add(AHEAD).cast());
             // SAFETY: the pointer is that of 64 bytes.
             let tile = unsafe { _mm512_loadu_si512(tile.as_ptr().cast()) };
             let turned = _mm512_alignr_epi32(tile, tile, 1);

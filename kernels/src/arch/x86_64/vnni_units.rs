@@ -1,19 +1,16 @@
 //! AVX-512 with byte permutations and integer dot products: a unit of 64 weights in about seven instructions.
 //!
-//! `vpdpbusd` multiplies unsigned by signed bytes. So levels are looked up with 128 added, and sums begin at `-128 sum x`.
+//! `vpdpbusd` multiplies unsigned by signed bytes. So levels are looked up with 128 added.
 
-use super::vbmi::load;
+use super::{fetch::fetch_ahead, vbmi::load};
 use crate::{
     arch::{
         level_panel::OFFSET,
-        units::{BLOCK, UnitRow, UnitRows},
+        units::{BLOCK, UnitRows},
     },
     scheme::UNIT,
 };
 use std::arch::x86_64::*;
-
-/// Rows that are multiplied together: what is made of the input serves all of them.
-const ROWS: usize = 4;
 
 /// # Safety
 /// The processor has AVX-512 F, BW, VL, VBMI and VNNI.
@@ -30,107 +27,97 @@ pub(super) unsafe fn units_dot(rows: UnitRows, out: &mut [f32]) {
     }
 }
 
+/// One row after the other, as they lie in memory: several at a time would share what is made of the input, but be that many
+/// short streams, of which memory delivers less.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 fn all<const BITS: usize>(rows: &UnitRows, out: &mut [f32]) {
-    let (tables, halves) = (UnitLevels::new(rows.table, BITS), rows.group < UNIT);
-    let (fours, rest) = out.as_chunks_mut::<ROWS>();
-    let tail = ROWS * fours.len();
-    for (i, out) in fours.iter_mut().enumerate() {
-        if halves {
-            some::<BITS, true, ROWS>(rows, &tables, ROWS * i, out)
-        } else {
-            some::<BITS, false, ROWS>(rows, &tables, ROWS * i, out)
-        }
-    }
-    for (i, out) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
-        if halves {
-            some::<BITS, true, 1>(rows, &tables, tail + i, out)
-        } else {
-            some::<BITS, false, 1>(rows, &tables, tail + i, out)
-        }
+    let tables = UnitLevels::new(rows.table, BITS);
+    for (r, out) in out.iter_mut().enumerate() {
+        *out = match rows.group < UNIT {
+            true => one::<BITS, true>(rows, &tables, r),
+            false => one::<BITS, false>(rows, &tables, r),
+        };
     }
 }
 
-/// `R` rows from `first` on. With `HALVES`, each half of a unit has its scale.
+/// A row. With `HALVES`, each half of a unit has its scale.
+///
+/// Products are of levels with 128 added, so that 128 times the sum of the input's values is taken off again, for sixteen units at a
+/// time.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-fn some<const BITS: usize, const HALVES: bool, const R: usize>(
-    rows: &UnitRows,
-    tables: &UnitLevels,
-    first: usize,
-    out: &mut [f32; R],
-) {
-    let unit = _mm512_set1_ps(rows.level_unit);
-    let (x, row): (_, [UnitRow; R]) = (rows.x, std::array::from_fn(|r| rows.row(first + r)));
-    let (values, mut sums) = (x.values().as_chunks::<UNIT>().0, [_mm512_setzero_ps(); R]);
-    // The same place in the rows that come next.
-    let ahead = R * values.len() * 8 * BITS;
+fn one<const BITS: usize, const HALVES: bool>(rows: &UnitRows, tables: &UnitLevels, r: usize) -> f32 {
+    let (unit, offset) = (_mm512_set1_ps(rows.level_unit), _mm512_set1_ps(OFFSET as f32));
+    let (x, row) = (rows.x, rows.row(r));
+    let (values, mut sums) = (x.values().as_chunks::<UNIT>().0, [_mm512_setzero_ps(); 2]);
     for start in (0..values.len()).step_by(BLOCK) {
         let block = start..values.len().min(start + BLOCK);
+        fetch_ahead(row.codes, start * 8 * BITS, BLOCK * 8 * BITS);
         // Scales of weights times those of the input: one a unit, or two.
-        let mut scales = [[[0f32; 16]; 2]; R];
-        for row in &row {
-            let groups = row.scales.len();
-            for side in [row.scales, row.minima] {
-                _mm_prefetch::<_MM_HINT_T0>(
-                    side.as_ptr().wrapping_add(R * groups + start * groups / values.len()).cast(),
-                );
-            }
-        }
+        let mut scales = [[0f32; BLOCK]; 2];
         if HALVES {
-            let input = [0, 1].map(|part| twice(&x.scales()[block.clone()], part));
-            for r in 0..R {
-                for (part, input) in input.into_iter().enumerate() {
-                    let halves = 2 * start + 16 * part..(2 * start + 16 * (part + 1)).min(2 * block.end);
-                    let halves = halves.start.min(halves.end)..halves.end;
-                    store(&mut scales[r][part], _mm512_mul_ps(input, floats(&row[r].scales[halves.clone()])));
-                    if let Some(minima) = row[r].minima.get(halves.clone()) {
-                        let parts = &x.sums().as_flattened()[halves];
-                        let input =
-                            _mm512_mul_ps(_mm512_mul_ps(input, unit), _mm512_cvtepi32_ps(integers(parts)));
-                        sums[r] = _mm512_fmadd_ps(floats(minima), input, sums[r]);
-                    }
+            for (part, scales) in scales.iter_mut().enumerate() {
+                let halves = 2 * start + BLOCK * part..(2 * start + BLOCK * (part + 1)).min(2 * block.end);
+                let halves = halves.start.min(halves.end)..halves.end;
+                let input = twice(&x.scales()[block.clone()], part);
+                let scale = _mm512_mul_ps(input, floats(&row.scales[halves.clone()]));
+                store(scales, scale);
+                let of_x = _mm512_cvtepi32_ps(integers(&x.sums().as_flattened()[halves.clone()]));
+                sums[0] = _mm512_fnmadd_ps(_mm512_mul_ps(of_x, offset), scale, sums[0]);
+                if let Some(minima) = row.minima.get(halves) {
+                    let input = _mm512_mul_ps(_mm512_mul_ps(input, unit), of_x);
+                    sums[1] = _mm512_fmadd_ps(floats(minima), input, sums[1]);
                 }
             }
         } else {
-            let (group, within) = rows.groups(start);
-            // SAFETY: the pointer is that of sixteen u16.
-            let within =
-                (unsafe { _mm256_loadu_si256(within.as_ptr().cast()) }, usize::from(within[block.len() - 1]));
-            let input = &x.scales()[block.clone()];
-            // SAFETY: the mask leaves `input`'s values.
-            let input = unsafe { _mm512_maskz_loadu_ps(mask(input.len()), input.as_ptr()) };
-            for r in 0..R {
-                let groups = halves_of(&row[r].scales[group..=group + within.1]);
-                let stored = _mm512_cvtph_ps(_mm256_permutexvar_epi16(within.0, groups));
-                store(&mut scales[r][0], _mm512_mul_ps(input, stored));
-            }
+            let (first, within) = rows.groups_of_lanes(start);
+            let stored = halves_of(&row.scales[first..row.scales.len().min(first + BLOCK)]);
+            let stored = _mm512_cvtph_ps(_mm256_permutexvar_epi16(within, stored));
+            let scale = _mm512_mul_ps(stored, some_floats(&x.scales()[block.clone()]));
+            store(&mut scales[0], scale);
+            let of_x = _mm512_cvtepi32_ps(integers(&x.totals()[block.clone()]));
+            sums[0] = _mm512_fnmadd_ps(_mm512_mul_ps(of_x, offset), scale, sums[0]);
         }
-        for u in block.clone() {
-            let (values, [low, high]) = (load(&values[u]), x.sums()[u]);
-            let begin = if HALVES {
-                // Lanes 0 to 7 are the first half of a unit.
-                let [low, high] = [low, high].map(|sum| -(OFFSET / 8) * sum);
-                _mm512_inserti64x4(_mm512_set1_epi32(low), _mm256_set1_epi32(high), 1)
-            } else {
-                _mm512_set1_epi32(-(OFFSET / 16) * (low + high))
+        let term = |sum, u: usize, codes: &[u8], values: &[i8; UNIT]| {
+            let products =
+                _mm512_dpbusd_epi32(_mm512_setzero_si512(), tables.levels::<BITS>(codes), load(values));
+            let scale = match HALVES {
+                true => both(scales.as_flattened().as_chunks::<2>().0[u]),
+                false => _mm512_set1_ps(scales[0][u]),
             };
-            for r in 0..R {
-                let codes = &row[r].codes[u * 8 * BITS..(u + 1) * 8 * BITS];
-                _mm_prefetch::<_MM_HINT_T0>(codes.as_ptr().wrapping_add(ahead).cast());
-                let products = _mm512_dpbusd_epi32(begin, tables.levels::<BITS>(codes), values);
-                let scale = if HALVES {
-                    let pair = scales[r].as_flattened().as_chunks::<2>().0[u - start];
-                    both(pair)
-                } else {
-                    _mm512_set1_ps(scales[r][0][u - start])
-                };
-                sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sums[r]);
-            }
+            _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum)
+        };
+        // Two sums, so that an addition need not wait for the one before.
+        let codes = &row.codes[block.start * 8 * BITS..block.end * 8 * BITS];
+        let (pairs, last) = values[block.clone()].as_chunks::<2>();
+        for (i, (codes, values)) in codes.chunks_exact(16 * BITS).zip(pairs).enumerate() {
+            sums[0] = term(sums[0], 2 * i, &codes[..8 * BITS], &values[0]);
+            sums[1] = term(sums[1], 2 * i + 1, &codes[8 * BITS..], &values[1]);
+        }
+        if let [values] = last {
+            let u = block.len() - 1;
+            sums[0] = term(sums[0], u, &codes[u * 8 * BITS..], values);
         }
     }
-    *out = sums.map(|sum| _mm512_reduce_add_ps(sum) / rows.level_unit);
+    _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1])) / rows.level_unit
+}
+
+impl UnitRows<'_> {
+    /// The first group of the sixteen units from `start` on, and the group of each, counted from that.
+    ///
+    /// For groups of whole units.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn groups_of_lanes(&self, start: usize) -> (usize, __m256i) {
+        let units = self.group / UNIT;
+        let (first, skip) = (start / units, start % units);
+        // floor((skip + lane) / units). That half is more than what rounding does to it as long as there are fewer than 2^20 units.
+        let lanes = _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.);
+        let places = _mm512_add_ps(lanes, _mm512_set1_ps(skip as f32 + 0.5));
+        let groups = _mm512_cvttps_epi32(_mm512_mul_ps(places, _mm512_set1_ps(1.0 / units as f32)));
+        (first, _mm512_cvtepi32_epi16(groups))
+    }
 }
 
 /// The level of each code, with 128 added, for permutations that look at six bits of a code.
@@ -214,6 +201,14 @@ fn floats(stored: &[[u8; 2]]) -> __m512 {
     _mm512_cvtph_ps(halves_of(stored))
 }
 
+/// Up to sixteen f32, and zeros after them.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn some_floats(from: &[f32]) -> __m512 {
+    // SAFETY: the mask leaves the slice's values.
+    unsafe { _mm512_maskz_loadu_ps(mask(from.len()), from.as_ptr()) }
+}
+
 /// Up to sixteen i32, and zeros after them.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -226,9 +221,7 @@ fn integers(from: &[i32]) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn twice(scales: &[f32], part: usize) -> __m512 {
-    let scales = &scales[scales.len().min(8 * part)..];
-    // SAFETY: the mask leaves the slice's values.
-    let eight = unsafe { _mm512_maskz_loadu_ps(mask(scales.len().min(8)), scales.as_ptr()) };
+    let eight = some_floats(&scales[scales.len().min(8 * part)..scales.len().min(8 * (part + 1))]);
     _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), eight)
 }
 
@@ -236,9 +229,7 @@ fn twice(scales: &[f32], part: usize) -> __m512 {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn both(pair: [f32; 2]) -> __m512 {
-    let [low, high] = pair.map(|scale| u64::from(scale.to_bits()));
-    let pairs = _mm512_castsi512_ps(_mm512_set1_epi64((low | high << 32).cast_signed()));
-    _mm512_permutevar_ps(pairs, _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1))
+    _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(pair[0]), _mm512_set1_ps(pair[1]))
 }
 
 #[inline]

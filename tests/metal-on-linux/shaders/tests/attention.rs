@@ -1,7 +1,7 @@
 //! Attention against its definition in f64.
 
 use shader_tests::{ORDERS, Random, Shaders, bytes, snr};
-use squish_kernels::{metal, ops::Attention};
+use squish_kernels::{metal, ops::DenseAttention};
 
 /// Sizes of a case: heads, key heads, queries, positions, head_dim.
 #[derive(Debug, Clone, Copy)]
@@ -14,7 +14,7 @@ struct Case {
 }
 
 /// The definition, over keys and values whose heads lie `stride` values apart.
-fn expected(op: &Attention, c: Case, stride: usize, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
+fn expected(op: &DenseAttention, c: Case, stride: usize, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
     let mut y = Vec::new();
     for i in 0..c.n {
         for head in 0..c.heads {
@@ -57,7 +57,7 @@ fn equals_the_definition() {
     for (i, c) in cases.into_iter().enumerate() {
         for (softcap, window) in [(None, None), (Some(3.0), Some(5)), (None, Some(1000))] {
             for half in [false, true] {
-                let op = Attention { scale: 0.4, softcap, window };
+                let op = DenseAttention { scale: 0.4, softcap, window };
                 let random = &mut Random::new(i as u64);
                 // With room behind, as a cache has it, which holds no numbers.
                 let stride = (c.positions + 3) * c.head_dim;
@@ -92,7 +92,7 @@ fn equals_the_definition() {
     }
     assert!(
         metal::attention(
-            &Attention { scale: 1.0, softcap: None, window: None },
+            &DenseAttention { scale: 1.0, softcap: None, window: None },
             [1, 1, 320],
             [1, 1],
             [320; 2],

@@ -5,7 +5,7 @@ use shader_tests::{Random, Shaders};
 use squish_kernels::{
     Rotation, Sparse,
     metal::{self, Before, Launch},
-    ops::Attention,
+    ops::DenseAttention,
     scheme,
 };
 use std::collections::BTreeSet;
@@ -32,7 +32,7 @@ fn launches() -> Vec<Launch> {
             all.extend(metal::rotate(&rotation, 2, before));
         }
     }
-    let op = Attention { scale: 1.0, softcap: None, window: None };
+    let op = DenseAttention { scale: 1.0, softcap: None, window: None };
     for head_dim in (1..=256).step_by(15) {
         for half in [false, true] {
             all.extend(metal::attention(&op, [4, 2, head_dim], [2, 9], [9 * head_dim; 2], half));

@@ -1,0 +1,265 @@
+//! Keys and values of one layer: in pages on the CPU, in whole tensors on a GPU.
+
+use candle_core::{DType, Result, Tensor};
+use squish_kernels::{
+    kv::{Codec, History, Mode},
+    ops,
+};
+
+/// The cache of one layer.
+#[derive(Debug, Clone)]
+pub enum LayerCache {
+    /// On the CPU, packed or not.
+    Paged(History),
+    /// On a GPU, in f16 or f32.
+    Dense(DenseCache),
+}
+
+impl Default for LayerCache {
+    /// An empty one on the CPU, in f32.
+    fn default() -> Self {
+        Self::Paged(History::default())
+    }
+}
+
+impl LayerCache {
+    /// An empty one in pages, of whose positions about `recent` are not packed.
+    pub fn paged(mode: Mode, recent: usize) -> Self {
+        Self::Paged(History::new(mode, recent))
+    }
+
+    /// An empty one in tensors, in the type that `mode` has for what is not packed.
+    pub fn dense(mode: Mode) -> Self {
+        let dtype = if mode.exact() == Codec::F32 { DType::F32 } else { DType::F16 };
+        Self::Dense(DenseCache { dtype, buffers: None, window: None, len: 0 })
+    }
+
+    /// Appends `keys` and `values`, `[kv_heads, n, head_dim]` f32. Queries see `window` positions, their own included, and all
+    /// before them where that is `None`.
+    ///
+    /// # Errors
+    /// When a tensor operation fails; the cache is then as it was.
+    pub fn append(&mut self, keys: &Tensor, values: &Tensor, window: Option<usize>) -> Result<()> {
+        match self {
+            Self::Paged(history) => history.append(keys, values, window),
+            Self::Dense(cache) => cache.append(keys, values, window),
+        }
+    }
+
+    /// What the queries of the last `n` positions find: `q [heads, n, head_dim]` to `[n, heads * head_dim]`, with scores
+    /// multiplied by `scale` and, where there is a `softcap` `c`, made `c tanh(score / c)`.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn attend(&self, q: &Tensor, scale: f32, softcap: Option<f32>) -> Result<Tensor> {
+        match self {
+            Self::Paged(history) => q.apply_op1_no_bwd(&ops::Attention { scale, softcap, history }),
+            Self::Dense(cache) => {
+                let (k, v) = cache.views()?;
+                q.apply_op3_no_bwd(&k, &v, &ops::DenseAttention { scale, softcap, window: cache.window })
+            }
+        }
+    }
+
+    /// Drops what no query at the next position or the mark needs: [`History::prune`].
+    pub fn prune(&mut self) {
+        if let Self::Paged(history) = self {
+            history.prune();
+        }
+    }
+
+    /// Positions that a query sees at most, its own included.
+    pub fn window(&self) -> Option<usize> {
+        match self {
+            Self::Paged(history) => history.window(),
+            Self::Dense(cache) => cache.window,
+        }
+    }
+
+    /// Positions seen.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Paged(history) => history.len(),
+            Self::Dense(cache) => cache.len,
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes allocated.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Paged(history) => history.bytes(),
+            Self::Dense(cache) => cache.bytes(),
+        }
+    }
+
+    /// The greatest length up to `len` to which [`truncate`](Self::truncate) can go back.
+    pub fn reachable(&self, len: usize) -> usize {
+        match self {
+            Self::Paged(history) => history.reachable(len),
+            Self::Dense(cache) => len.min(cache.len),
+        }
+    }
+
+    /// Forgets the positions from `len` on, where `len` is [`reachable`](Self::reachable); otherwise all of them.
+    pub fn truncate(&mut self, len: usize) {
+        match self {
+            Self::Paged(history) => history.truncate(len),
+            Self::Dense(cache) => cache.len = cache.len.min(len),
+        }
+    }
+
+    /// Remembers the present length as one to go back to, whatever follows.
+    pub fn set_mark(&mut self) {
+        if let Self::Paged(history) = self {
+            history.set_mark();
+        }
+    }
+
+    /// Forgets everything and gives the memory back.
+    pub fn reset(&mut self) {
+        match self {
+            Self::Paged(history) => *history = history.emptied(),
+            Self::Dense(cache) => (cache.buffers, cache.len) = (None, 0),
+        }
+    }
+
+    /// The pages, where it has such.
+    pub fn history(&self) -> Option<&History> {
+        match self {
+            Self::Paged(history) => Some(history),
+            Self::Dense(_) => None,
+        }
+    }
+}
+
+/// Positions by which a full cache grows at least.
+const GROWTH: usize = 256;
+
+/// A full cache grows by one part in so many, at least: that much of it may be empty, and a position is copied
+/// about as many times.
+const GROWTH_SHARE: usize = 8;
+
+/// Two buffers `[kv_heads, capacity, head_dim]`, of which `len` positions are in use.
+#[derive(Debug)]
+pub struct DenseCache {
+    dtype: DType,
+    buffers: Option<(Tensor, Tensor)>,
+    window: Option<usize>,
+    len: usize,
+}
+
+impl DenseCache {
+    /// The most bytes that one takes which holds up to `positions`: with what has been grown ahead, and the second buffer of one
+    /// that is growing.
+    pub fn most_bytes(mode: Mode, (kv_heads, head_dim): (usize, usize), positions: usize) -> usize {
+        let capacity = positions.next_multiple_of(GROWTH).max(positions + positions / GROWTH_SHARE);
+        3 * kv_heads * capacity * head_dim * mode.exact().bits() / 8
+    }
+
+    fn append(&mut self, keys: &Tensor, values: &Tensor, window: Option<usize>) -> Result<()> {
+        let needed = self.len + keys.dim(1)?;
+        let (keys, values) =
+            (keys.to_dtype(self.dtype)?.contiguous()?, values.to_dtype(self.dtype)?.contiguous()?);
+        let (k, v) = match &self.buffers {
+            Some((k, v)) if k.dim(1)? >= needed => (k.clone(), v.clone()),
+            Some((k, v)) => (grown(Some(k), &keys, self.len)?, grown(Some(v), &values, self.len)?),
+            None => (grown(None, &keys, 0)?, grown(None, &values, 0)?),
+        };
+        k.slice_set(&keys, 1, self.len)?;
+        v.slice_set(&values, 1, self.len)?;
+        (self.len, self.window, self.buffers) = (needed, window, Some((k, v)));
+        Ok(())
+    }
+
+    /// The positions in use.
+    fn views(&self) -> Result<(Tensor, Tensor)> {
+        let none = || candle_core::Error::Msg("attention over an empty cache".into()).bt();
+        let (k, v) = self.buffers.as_ref().ok_or_else(none)?;
+        Ok((k.narrow(1, 0, self.len)?, v.narrow(1, 0, self.len)?))
+    }
+
+    fn bytes(&self) -> usize {
+        let buffers = self.buffers.iter().flat_map(|(k, v)| [k, v]);
+        buffers.map(|t| t.elem_count() * t.dtype().size_in_bytes()).sum()
+    }
+}
+
+impl Clone for DenseCache {
+    /// A copy with buffers of its own: appending to one does not show in the other.
+    fn clone(&self) -> Self {
+        let buffers = self.buffers.as_ref().and_then(|(k, v)| Some((k.copy().ok()?, v.copy().ok()?)));
+        Self { len: if buffers.is_some() { self.len } else { 0 }, buffers, ..*self }
+    }
+}
+
+/// A larger buffer that holds the first `len` positions of `held`, and room for `next` after them.
+fn grown(held: Option<&Tensor>, next: &Tensor, len: usize) -> Result<Tensor> {
+    let (heads, n, head_dim) = next.dims3()?;
+    // Growing by a share of what is held keeps the copying per position constant.
+    let capacity = (len + n).next_multiple_of(GROWTH).max(len + len / GROWTH_SHARE);
+    let buffer = Tensor::zeros((heads, capacity, head_dim), next.dtype(), next.device())?;
+    if let Some(held) = held.filter(|_| len > 0) {
+        buffer.slice_set(&held.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
+    }
+    Ok(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::Device;
+    use squish_kernels::kv::RECENT;
+
+    fn random(heads: usize, n: usize) -> Tensor {
+        Tensor::randn(0f32, 1.0, (heads, n, 8), &Device::Cpu).unwrap()
+    }
+
+    /// Both ways of holding them find the same, in whatever portions positions come, and after going back.
+    #[test]
+    fn dense_equals_paged() {
+        let mut dense = LayerCache::dense(Mode::F32);
+        let mut paged = LayerCache::paged(Mode::F32, RECENT);
+        let mut at = 0;
+        for n in [3, 1, 252, 1, 700, 1] {
+            let (q, k, v) = (random(4, n), random(2, n), random(2, n));
+            let found = [&mut dense, &mut paged].map(|cache| {
+                cache.append(&k, &v, Some(300)).unwrap();
+                cache.attend(&q, 0.3, None).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+            });
+            at += n;
+            assert!(dense.len() == at && paged.len() == at);
+            let error = found[0].iter().zip(&found[1]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(error < 1e-5, "{at}: {error}");
+        }
+        let copy = dense.clone();
+        for cache in [&mut dense, &mut paged] {
+            assert_eq!(cache.reachable(900), 900);
+            cache.truncate(900);
+            assert_eq!(cache.len(), 900);
+        }
+        assert_eq!(copy.len(), at);
+        dense.reset();
+        assert!(dense.is_empty() && dense.bytes() == 0 && dense.history().is_none());
+        assert!(dense.attend(&random(4, 1), 1.0, None).is_err());
+    }
+
+    #[test]
+    fn dense_takes_no_more_than_it_says() {
+        for mode in [Mode::F32, Mode::F16] {
+            for n in [1, 255, 256, 257, 1000] {
+                let mut cache = LayerCache::dense(mode);
+                while cache.len() < 4500 {
+                    cache.append(&random(2, n), &random(2, n), None).unwrap();
+                    let most = DenseCache::most_bytes(mode, (2, 8), cache.len());
+                    let bytes = cache.bytes();
+                    assert!(bytes <= most && most < 2 * bytes + 8192, "{}: {bytes} {most}", cache.len());
+                }
+            }
+        }
+    }
+}
