@@ -1,7 +1,7 @@
 //! A batch of inputs in eight bits, in the order in which a product of matrices reads them.
 //!
-//! Each input is rounded as a [`QuantizedInput`] is. Inputs lie in blocks of [`QuantizedBatch::width`]; of a block, four consecutive
-//! columns of all its inputs lie side by side, since an instruction multiplies four columns at a time.
+//! Each input is rounded as a [`QuantizedInput`] is. Inputs lie in blocks of [`QuantizedBatch::width`]; of a block, some consecutive
+//! columns of all its inputs lie side by side: as many as an instruction multiplies at a time, its depth.
 
 use crate::quantized_input::{GROUP, HALF, QuantizedInput};
 use rayon::prelude::*;
@@ -18,6 +18,7 @@ pub struct QuantizedBatch {
     batch: usize,
     groups: usize,
     width: usize,
+    depth: usize,
     values: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<i32>,
@@ -26,7 +27,7 @@ pub struct QuantizedBatch {
 /// Some groups of a block of inputs, `w` of them. Absent ones are zero.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchBlock<'a> {
-    /// `[cols / 4, w, 4]`
+    /// `[cols / depth, w, depth]`
     pub values: &'a [i8],
     /// What the values of each group are multiplied by: `[groups, w]`.
     pub scales: &'a [f32],
@@ -36,7 +37,11 @@ pub struct BatchBlock<'a> {
 
 impl QuantizedBatch {
     /// The nearest such inputs, for `x [batch, cols]`, row-major.
-    pub fn new(x: &[f32], cols: usize) -> Self {
+    ///
+    /// # Panics
+    /// When the depth is neither 4 nor 8.
+    pub fn new(x: &[f32], cols: usize, depth: usize) -> Self {
+        assert!(matches!(depth, 4 | 8));
         let (batch, groups) = (x.len() / cols, cols.div_ceil(GROUP));
         let blocks = batch.div_ceil(WIDEST);
         let width = batch.div_ceil(blocks.max(1)).next_multiple_of(NARROWEST);
@@ -44,6 +49,7 @@ impl QuantizedBatch {
             batch,
             groups,
             width,
+            depth,
             values: vec![0; blocks * width * groups * GROUP],
             scales: vec![0.0; blocks * width * groups],
             sums: vec![0; blocks * width * groups * 2],
@@ -55,9 +61,11 @@ impl QuantizedBatch {
         values.zip(scales).zip(sums).zip(inputs).for_each(|(((values, scales), sums), x)| {
             for (w, x) in x.chunks_exact(cols).enumerate() {
                 let one = QuantizedInput::new(x);
-                let fours = one.values().as_chunks::<4>().0.iter();
-                let places = values.as_chunks_mut::<4>().0.iter_mut().skip(w).step_by(width);
-                places.zip(fours).for_each(|(place, four)| *place = *four);
+                match depth {
+                    4 => spread::<4>(one.values(), values, w, width),
+                    8 => spread::<8>(one.values(), values, w, width),
+                    _ => unreachable!("the assertion above"),
+                }
                 let places = scales.iter_mut().skip(w).step_by(width);
                 places.zip(one.scales()).for_each(|(place, scale)| *place = *scale);
                 let places = sums.iter_mut().skip(w).step_by(width);
@@ -82,6 +90,11 @@ impl QuantizedBatch {
         self.width
     }
 
+    /// Columns of an input that lie side by side.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
     /// Number of blocks.
     pub fn blocks(&self) -> usize {
         self.batch.div_ceil(self.width.max(1))
@@ -99,6 +112,13 @@ impl QuantizedBatch {
     }
 }
 
+/// Puts the values of input `w` of a block of `width` where they belong.
+#[inline(always)]
+fn spread<const DEPTH: usize>(from: &[i8], to: &mut [i8], w: usize, width: usize) {
+    let places = to.as_chunks_mut::<DEPTH>().0.iter_mut().skip(w).step_by(width);
+    places.zip(from.as_chunks().0).for_each(|(place, values)| *place = *values);
+}
+
 const _: () = assert!(GROUP == 2 * HALF);
 
 #[cfg(test)]
@@ -108,9 +128,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_input_is_rounded_as_if_alone(batch in 1..40usize, cols in 1..200usize, seed: u32) {
+        fn every_input_is_rounded_as_if_alone(batch in 1..40usize, cols in 1..200usize, deep: bool, seed: u32) {
             let x: Vec<f32> = (0..batch * cols).map(|i| ((i as u32).wrapping_mul(seed | 1) >> 8) as f32 / 1e6 - 8.0).collect();
-            let all = QuantizedBatch::new(&x, cols);
+            let depth = if deep { 8 } else { 4 };
+            let all = QuantizedBatch::new(&x, cols, depth);
             prop_assert_eq!(all.batch(), batch);
             prop_assert!(all.width() <= WIDEST && all.width().is_multiple_of(NARROWEST));
             for (b, x) in x.chunks(cols).enumerate() {
@@ -122,7 +143,7 @@ mod tests {
                         prop_assert_eq!(block.sums[half * all.width() + w], sum);
                     }
                     for c in 0..GROUP {
-                        let value = block.values[(c / 4 * all.width() + w) * 4 + c % 4];
+                        let value = block.values[(c / depth * all.width() + w) * depth + c % depth];
                         prop_assert_eq!(value, one.values()[g * GROUP + c]);
                     }
                 }
@@ -132,6 +153,6 @@ mod tests {
 
     #[test]
     fn no_inputs_are_no_blocks() {
-        assert_eq!(QuantizedBatch::new(&[], 64).blocks(), 0);
+        assert_eq!(QuantizedBatch::new(&[], 64, 4).blocks(), 0);
     }
 }

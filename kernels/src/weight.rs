@@ -128,8 +128,11 @@ impl Weight {
         let weight = self.packed.clone();
         let mut y = if self.is_single_product(input) {
             self.single_product(&[self], input)?
-        } else if self.arithmetic == Arithmetic::Int8 && x.device().is_cpu() && MatMat::suits(&weight) {
-            let inputs = input.quantized_batch(self.rotation.as_ref(), &x)?;
+        } else if self.arithmetic == Arithmetic::Int8
+            && x.device().is_cpu()
+            && let Some(depth) = MatMat::depth(&weight)
+        {
+            let inputs = input.quantized_batch(self.rotation.as_ref(), &x, depth)?;
             x.apply_op1_no_bwd(&MatMat { weight, inputs })?
         } else {
             x.apply_op1_no_bwd(&MatMul(weight))?
@@ -262,9 +265,10 @@ impl Input {
         &self,
         rotation: Option<&Arc<Rotation>>,
         x: &Tensor,
+        depth: usize,
     ) -> CandleResult<Arc<QuantizedBatch>> {
         let cols = x.dim(D::Minus1)?;
-        held_or(&self.quantized_batch, rotation, x, |values| QuantizedBatch::new(values, cols))
+        held_or(&self.quantized_batch, rotation, x, |values| QuantizedBatch::new(values, cols, depth))
     }
 }
 

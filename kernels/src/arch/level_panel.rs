@@ -6,7 +6,7 @@
 //! out[i, r] += scale[r] * sum over groups g of (scales[g, r] * (levels[g, r] . x[i, g]) + minima[g, r] * sum of x[i, g])
 //! ```
 //!
-//! In the order in which an instruction multiplies four columns of 16 rows: `[columns / 4, 16, 4]`. With 128 added, levels are
+//! In the order in which an instruction multiplies some columns, its depth, of 16 rows: `[columns / depth, 16, depth]`. With 128 added, levels are
 //! unsigned, as `vpdpbusd` has them; products with them exceed those of levels by 128 times the sum of the inputs.
 
 use crate::{
@@ -24,7 +24,8 @@ pub const OFFSET: i32 = 128;
 
 const _: () = assert!(TILE == ROWS && UNIT == GROUP && COLS.is_multiple_of(GROUP));
 
-/// Levels of four columns of 16 rows, `[16, 4]`, with [`OFFSET`] added: what an instruction multiplies, on a cache line of its own.
+/// Levels of 16 rows with [`OFFSET`] added, on a cache line of their own: of four columns, `[16, 4]`; with a depth of eight, two
+/// hold eight columns, `[16, 8]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(align(64))]
 pub struct Step(pub [u8; 64]);
@@ -32,11 +33,21 @@ pub struct Step(pub [u8; 64]);
 impl Step {
     /// Levels that are nothing in particular.
     pub const ZERO: Self = Self([0; 64]);
+}
 
-    /// Sets the levels of a row.
-    #[inline(always)]
-    fn set(&mut self, row: usize, levels: [i8; 4]) {
-        self.0[4 * row..][..4].copy_from_slice(&levels.map(|level| level as u8 ^ 128));
+/// Where the level of a row and column is: the step, and its byte.
+#[inline(always)]
+fn place(depth: usize, row: usize, column: usize) -> (usize, usize) {
+    let at = (column / depth * ROWS + row) * depth + column % depth;
+    (at / size_of::<Step>(), at % size_of::<Step>())
+}
+
+/// Sets the levels of a row.
+#[inline(always)]
+fn set(depth: usize, steps: &mut [Step], row: usize, levels: &[i8]) {
+    for (column, &level) in levels.iter().enumerate() {
+        let (step, byte) = place(depth, row, column);
+        steps[step].0[byte] = level as u8 ^ 128;
     }
 }
 
@@ -109,6 +120,8 @@ pub type SpreadUnit = fn(usize, &[i8; 16], [&[u8]; ROWS], &mut [Step; UNIT / 4])
 /// The kernels of an instruction set that multiplies bytes faster than floats.
 #[derive(Debug, Clone, Copy)]
 pub struct PanelKernels {
+    /// Columns that an instruction multiplies, 4 or 8: those of a row, and of an input, lie side by side.
+    pub depth: usize,
     /// The levels of tiles of a trellis code: see [`spread_tiles`].
     pub spread_tiles: fn(usize, &[i8; 256], &[u8], &mut [Step]),
     /// The levels of units: see [`spread_unit`].
@@ -121,13 +134,13 @@ pub struct PanelKernels {
 ///
 /// # Panics
 /// When `out` is not as long as the tiles, four steps for each.
-pub fn spread_tiles(bits: usize, table: &[i8; 256], codes: &[u8], out: &mut [Step]) {
+pub fn spread_tiles(depth: usize, bits: usize, table: &[i8; 256], codes: &[u8], out: &mut [Step]) {
     let (tiles, panels) = (codes.chunks_exact(32 * bits), out.as_chunks_mut::<{ TILE / 4 }>().0);
     assert!(tiles.len() == panels.len());
     for (tile, panel) in tiles.zip(panels) {
         let levels = trellis::windows(tile, bits).map(|window| table[usize::from(window)]);
-        for (i, four) in levels.as_chunks::<4>().0.iter().enumerate() {
-            panel[i % 4].set(i / 4, *four);
+        for (row, levels) in levels.as_chunks::<TILE>().0.iter().enumerate() {
+            set(depth, panel, row, levels);
         }
     }
 }
@@ -135,10 +148,15 @@ pub fn spread_tiles(bits: usize, table: &[i8; 256], codes: &[u8], out: &mut [Ste
 /// The levels of a unit of each of 16 rows, in a panel's order: the portable instance.
 ///
 /// A code has 2, 3 or 4 bits; or 8, and then it is the level.
-pub fn spread_unit(bits: usize, table: &[i8; 16], units: [&[u8]; ROWS], out: &mut [Step; UNIT / 4]) {
+pub fn spread_unit(
+    depth: usize,
+    bits: usize,
+    table: &[i8; 16],
+    units: [&[u8]; ROWS],
+    out: &mut [Step; UNIT / 4],
+) {
     for (row, unit) in units.into_iter().enumerate() {
-        let levels = super::units::levels(bits, table, unit);
-        out.iter_mut().zip(levels.as_chunks::<4>().0).for_each(|(step, four)| step.set(row, *four));
+        set(depth, out, row, &super::units::levels(bits, table, unit));
     }
 }
 
@@ -146,7 +164,7 @@ pub fn spread_unit(bits: usize, table: &[i8; 16], units: [&[u8]; ROWS], out: &mu
 ///
 /// # Panics
 /// When the lengths do not belong together.
-pub fn multiply(panel: &LevelPanel, x: BatchBlock, out: &mut [[f32; ROWS]]) {
+pub fn multiply(depth: usize, panel: &LevelPanel, x: BatchBlock, out: &mut [[f32; ROWS]]) {
     panel.check(&x, out);
     let width = out.len();
     for (i, out) in out.iter_mut().enumerate() {
@@ -154,8 +172,9 @@ pub fn multiply(panel: &LevelPanel, x: BatchBlock, out: &mut [[f32; ROWS]]) {
             let mut sum = 0.0;
             for half in 0..2 * panel.groups {
                 let products = (half * HALF..(half + 1) * HALF).map(|c| {
-                    let level = i32::from(panel.levels[c / 4].0[4 * row + c % 4]) - OFFSET;
-                    level * i32::from(x.values[(c / 4 * width + i) * 4 + c % 4])
+                    let (step, byte) = place(depth, row, c);
+                    let level = i32::from(panel.levels[step].0[byte]) - OFFSET;
+                    level * i32::from(x.values[(c / depth * width + i) * depth + c % depth])
                 });
                 let scale = match panel.sides() {
                     Sides::Rows => 1.0,
@@ -194,14 +213,14 @@ mod tests {
                     let codes = &codes[skip..][..tiles * 32 * bits];
                     let (mut found, mut expected) = (vec![Step([1; 64]); tiles * 4], vec![Step([2; 64]); tiles * 4]);
                     (kernels.spread_tiles)(bits, table, codes, &mut found);
-                    spread_tiles(bits, table, codes, &mut expected);
+                    spread_tiles(kernels.depth, bits, table, codes, &mut expected);
                     prop_assert_eq!(found, expected, "{} {}", isa, bits);
                 }
                 for bits in [2, 3, 4, 8] {
                     let units = std::array::from_fn(|row| &codes[row * 8 * bits + skip..][..8 * bits]);
                     let (mut found, mut expected) = ([Step([1; 64]); UNIT / 4], [Step([2; 64]); UNIT / 4]);
                     (kernels.spread_unit)(bits, narrow, units, &mut found);
-                    spread_unit(bits, narrow, units, &mut expected);
+                    spread_unit(kernels.depth, bits, narrow, units, &mut expected);
                     prop_assert_eq!(found, expected, "{} {}", isa, bits);
                 }
             }
@@ -218,16 +237,16 @@ mod tests {
             };
             let mut float = || next() as f32 / (1 << 23) as f32 - 1.0;
             let x: Vec<f32> = (0..batch * groups * GROUP).map(|_| float()).collect();
-            let x = QuantizedBatch::new(&x, groups * GROUP);
             let mut panel = LevelPanel { groups, row_scales: std::array::from_fn(|_| float()), ..LevelPanel::new() };
             panel.levels.fill_with(|| Step(std::array::from_fn(|_| (128.0 * float() + 128.0) as u8)));
             let count = [0, groups, 2 * groups, 2 * groups][sides];
             panel.scales.resize_with(count, || std::array::from_fn(|_| float()));
             panel.minima.resize_with(if sides == 3 { count } else { 0 }, || std::array::from_fn(|_| float()));
-            let before: Vec<[f32; ROWS]> = (0..x.width()).map(|_| std::array::from_fn(|_| float())).collect();
-            let mut expected = before.clone();
-            multiply(&panel, x.block(0, 0..groups), &mut expected);
+            let before: Vec<[f32; ROWS]> = (0..QuantizedBatch::new(&x, groups * GROUP, 4).width()).map(|_| std::array::from_fn(|_| float())).collect();
             for (isa, kernels) in instances() {
+                let x = QuantizedBatch::new(&x, groups * GROUP, kernels.depth);
+                let mut expected = before.clone();
+                multiply(kernels.depth, &panel, x.block(0, 0..groups), &mut expected);
                 let mut found = before.clone();
                 (kernels.multiply)(&panel, x.block(0, 0..groups), &mut found);
                 for (found, expected) in found.as_flattened().iter().zip(expected.as_flattened()) {

@@ -4,7 +4,7 @@
 //! function with `#[target_feature]` that calls it with its vector type. Look-ups in registers are each
 //! instruction set's own, beside a portable definition that they equal to the last bit. [`kernels`] picks the best
 //! instance that the running processor has; the environment variable `SQUISH_ISA` (`scalar`, `avx2`, `avx512`,
-//! `neon`) forces one, so that every instance can be tested on one machine.
+//! `neon`, `neon-dotprod`, `neon-i8mm`) forces one, so that every instance can be tested on one machine.
 //!
 //! To add an instruction set: a file with its `Vector` and its instances, and a line in [`available`].
 
@@ -19,7 +19,7 @@ pub mod units;
 pub mod vector;
 
 #[cfg(target_arch = "aarch64")]
-pub mod neon;
+pub mod aarch64;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;
 
@@ -71,7 +71,11 @@ pub fn available() -> Vec<Kernels> {
         found.extend(x86_64::avx2::kernels());
     }
     #[cfg(target_arch = "aarch64")]
-    found.extend(neon::kernels());
+    {
+        found.extend(aarch64::i8mm::kernels());
+        found.extend(aarch64::dotprod::kernels());
+        found.extend(aarch64::neon::kernels());
+    }
     found.push(scalar::KERNELS);
     found
 }

@@ -29,9 +29,10 @@ pub struct MatMat {
 }
 
 impl MatMat {
-    /// Whether products of this matrix with batches are of integers here.
-    pub fn suits(weight: &Packed) -> bool {
-        weight.scheme().integers().is_some() && arch::kernels().is_ok_and(|kernels| kernels.panels.is_some())
+    /// The depth of the inputs where products of this matrix with batches are of integers.
+    pub fn depth(weight: &Packed) -> Option<usize> {
+        weight.scheme().integers()?;
+        Some(arch::kernels().ok()?.panels?.depth)
     }
 }
 
@@ -45,9 +46,10 @@ impl CustomOp1 for MatMat {
         let (_, batch) = rows_of(self.name(), storage, layout, weight.cols())?;
         let groups = weight.cols().div_ceil(GROUP);
         let panels = arch::kernels().map_err(Error::wrap)?.panels;
-        let (Some(kernels), Some(integers), true) =
-            (panels, weight.scheme().integers(), (inputs.batch(), inputs.groups()) == (batch, groups))
-        else {
+        let suits = |kernels: &PanelKernels| {
+            (inputs.batch(), inputs.groups(), inputs.depth()) == (batch, groups, kernels.depth)
+        };
+        let (Some(kernels), Some(integers)) = (panels.filter(suits), weight.scheme().integers()) else {
             let (name, scheme) = (self.name(), weight.scheme().name());
             let message =
                 format!("{name}: {batch} inputs of {groups} groups do not suit a matrix in {scheme} here");
@@ -62,9 +64,10 @@ impl CustomOp1 for MatMat {
 /// `y [batch, rows] = x W^T` by these kernels, in parallel over strips of rows.
 ///
 /// # Panics
-/// When `x` or `y` has another size.
+/// When `x` or `y` has another size, or `x` another depth.
 pub fn matmat(kernels: &PanelKernels, integers: &Integers, w: &Packed, x: &QuantizedBatch, y: &mut [f32]) {
     assert!(y.len() == w.rows() * x.batch() && x.groups() == w.cols().div_ceil(GROUP));
+    assert!(x.depth() == kernels.depth);
     // A thread has some turns at least, so that all end at about the same time.
     let strips = w.rows().div_ceil(ROWS);
     let together = strips.div_ceil(4 * rayon::current_num_threads()).clamp(1, STRIPS);

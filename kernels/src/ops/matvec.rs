@@ -126,7 +126,7 @@ mod tests {
                 check(kernels.isa, &y, &expected)?;
                 if let Some(panels) = kernels.panels {
                     let mut y = vec![f32::NAN; batch * rows];
-                    let (integers, inputs) = (scheme.integers().unwrap(), QuantizedBatch::new(&x, cols));
+                    let (integers, inputs) = (scheme.integers().unwrap(), QuantizedBatch::new(&x, cols, panels.depth));
                     matmat(&panels, &integers, &weight, &inputs, &mut y);
                     check(kernels.isa, &y, &expected)?;
                 }

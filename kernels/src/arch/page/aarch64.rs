@@ -1,6 +1,7 @@
 //! Instances for NEON.
 
 use super::{Codec, Mix, Numbers, PageKernels, PageVector, decode, mix};
+use crate::arch::aarch64::bytes::floats;
 use std::arch::aarch64::*;
 
 /// NEON's instances.
@@ -23,17 +24,8 @@ impl PageVector for float32x4_t {
 
     #[inline(always)]
     unsafe fn f16(from: *const u8) -> Self {
-        // SAFETY: the caller vouches for the instruction set and four numbers of two bytes. The instruction, for which the library has
-        // no stable function, is part of every NEON, and touches its two registers only.
-        unsafe {
-            let halves = vreinterpret_u16_u8(vld1_u8(from));
-            let out: float32x4_t;
-            std::arch::asm!(
-                "fcvtl {out:v}.4s, {halves:v}.4h", out = lateout(vreg) out, halves = in(vreg) halves,
-                options(pure, nomem, nostack, preserves_flags),
-            );
-            out
-        }
+        // SAFETY: the caller vouches for the instruction set and four numbers of two bytes.
+        unsafe { floats(vreinterpret_u16_u8(vld1_u8(from))) }
     }
 
     #[inline(always)]

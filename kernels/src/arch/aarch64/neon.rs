@@ -1,14 +1,21 @@
 //! NEON: four lanes. Every aarch64 processor that Rust's standard targets name has it.
 
 use super::{
-    Kernels,
-    generic::{self, Panel},
-    integer, page,
-    tiles::{Tiles, Windows, row_bits},
-    units,
-    vector::Vector,
+    bytes::{Table, Widening},
+    registers::{load, load_signed},
 };
-use crate::scheme::UNIT;
+use crate::{
+    arch::{
+        Kernels,
+        generic::{self, Panel},
+        integer::TileRun,
+        page,
+        tiles::{Tiles, Windows, row_bits},
+        units::UnitRows,
+        vector::Vector,
+    },
+    scheme::{TILE, UNIT},
+};
 use std::arch::aarch64::*;
 
 /// The kernels, if the processor has it.
@@ -18,8 +25,8 @@ pub fn kernels() -> Option<Kernels> {
         panel_dot,
         lookup,
         tiles: decode_tiles,
-        units_dot: units::units_dot,
-        tiles_dot: integer::tiles_dot,
+        units_dot,
+        tiles_dot,
         panels: None,
         pages: page::aarch64::neon().unwrap_or(page::SCALAR),
     })
@@ -84,9 +91,7 @@ fn lookup(codes: &[u8; UNIT], table: &[i8; 16], step: f32, out: &mut [f32; UNIT]
     #[target_feature(enable = "neon")]
     fn instance(codes: &[u8; UNIT], table: &[i8; 16], step: f32, out: &mut [f32; UNIT]) {
         for (codes, out) in codes.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<16>().0) {
-            // SAFETY: the pointers are those of arrays of 16 bytes.
-            let (table, codes) = unsafe { (vld1q_s8(table.as_ptr()), vld1q_u8(codes.as_ptr())) };
-            store_levels(vqtbl1q_s8(table, codes), step, out);
+            store_levels(vqtbl1q_s8(load_signed(table), load(codes)), step, out);
         }
     }
     // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
@@ -98,17 +103,10 @@ fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
     #[target_feature(enable = "neon")]
     fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
         let Tiles { first, steps, stride, .. } = tiles;
-        // SAFETY: each load takes 64 of the table's 256 bytes.
-        let table: [int8x16x4_t; 4] =
-            std::array::from_fn(|i| unsafe { vld1q_s8_x4(tiles.table[64 * i..][..64].as_ptr()) });
+        let table = Table::new(tiles.table);
         for (t, tile) in tiles.codes.chunks_exact(32 * K).enumerate() {
             for (r, &step) in steps.iter().enumerate() {
-                let windows = windows::<K>(row_bytes::<K>(tile, first + r));
-                // An index of 64 or more yields 0 from `tbl`, and keeps what is there in `tbx`.
-                let mut levels = vqtbl4q_s8(table[0], windows);
-                levels = vqtbx4q_s8(levels, table[1], vsubq_u8(windows, vdupq_n_u8(64)));
-                levels = vqtbx4q_s8(levels, table[2], vsubq_u8(windows, vdupq_n_u8(128)));
-                levels = vqtbx4q_s8(levels, table[3], vsubq_u8(windows, vdupq_n_u8(192)));
+                let levels = table.lookup(row_windows::<K>(tile, first + r));
                 // SAFETY: `check` made sure of 16 values for every row and tile.
                 store_levels(levels, step, unsafe { &mut *out.as_mut_ptr().add(r * stride + 16 * t).cast() });
             }
@@ -126,28 +124,18 @@ fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
     }
 }
 
-/// [`row_bits`] in a register.
+/// The sixteen windows of a tile's row.
 #[inline]
 #[target_feature(enable = "neon")]
-fn row_bytes<const K: usize>(tile: &[u8], row: usize) -> uint8x16_t {
-    let load = |bytes: &[u8; 16]| {
-        // SAFETY: the pointer is that of sixteen bytes.
-        unsafe { vld1q_u8(bytes.as_ptr()) }
-    };
-    match tile[2 * K * row..].first_chunk() {
+pub(super) fn row_windows<const K: usize>(tile: &[u8], row: usize) -> uint8x16_t {
+    let bits = match tile[2 * K * row..].first_chunk() {
         Some(bytes) => load(bytes),
         None => load(&row_bits::<K>(tile, row).to_le_bytes()),
-    }
-}
-
-/// The sixteen windows of a row, from its bits.
-#[inline]
-#[target_feature(enable = "neon")]
-fn windows<const K: usize>(bits: uint8x16_t) -> uint8x16_t {
+    };
     let take = |bytes: [u8; 16], shifts: [i16; 8]| {
-        // SAFETY: the pointers are those of sixteen bytes and of eight 16-bit numbers.
-        let (bytes, shifts) = unsafe { (vld1q_u8(bytes.as_ptr()), vld1q_s16(shifts.as_ptr())) };
-        let pairs = vreinterpretq_u16_u8(vqtbl1q_u8(bits, bytes));
+        let pairs = vreinterpretq_u16_u8(vqtbl1q_u8(bits, load(&bytes)));
+        // SAFETY: the pointer is that of eight 16-bit numbers.
+        let shifts = unsafe { vld1q_s16(shifts.as_ptr()) };
         // A negative shift is one to the right.
         vreinterpretq_u8_u16(vshlq_u16(pairs, vnegq_s16(shifts)))
     };
@@ -155,4 +143,14 @@ fn windows<const K: usize>(bits: uint8x16_t) -> uint8x16_t {
     let odd = take(Windows::<K, 1>::BYTES, Windows::<K, 1>::SHIFTS);
     // The low bytes of both, by turns.
     vtrn1q_u8(even, odd)
+}
+
+fn units_dot(rows: UnitRows, out: &mut [f32]) {
+    // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
+    unsafe { super::units::units_dot::<Widening>(rows, out) }
+}
+
+fn tiles_dot(run: TileRun) -> [f32; TILE] {
+    // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
+    unsafe { super::tiles::tiles_dot::<Widening>(run) }
 }
