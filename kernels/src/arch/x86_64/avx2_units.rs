@@ -1,5 +1,6 @@
 //! AVX2: half a unit, 32 weights, a step.
 
+use super::fetch::fetch_ahead;
 use crate::{
     arch::units::{BLOCK, UnitRow, UnitRows},
     quantized_input::HALF,
@@ -61,6 +62,9 @@ fn some<const BITS: usize, const HALVES: bool, const R: usize>(
     let (values, mut sums) = (x.values().as_chunks::<UNIT>().0, [_mm256_setzero_ps(); R]);
     for start in (0..values.len()).step_by(BLOCK) {
         let block = start..values.len().min(start + BLOCK);
+        for row in &row {
+            fetch_ahead(row.codes, start * 8 * BITS, BLOCK * 8 * BITS);
+        }
         // Scales of weights times those of the input: one a unit, or two.
         let mut scales = [[[0f32; BLOCK]; 2]; R];
         if HALVES {
