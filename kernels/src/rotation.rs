@@ -87,7 +87,7 @@ impl Rotation {
     }
 
     /// The rotation of the blocks from `first` on, a multiple of the block and of 64.
-    fn apply_from(&self, first: usize, x: &mut [f32]) {
+    pub(crate) fn apply_from(&self, first: usize, x: &mut [f32]) {
         pulp::Arch::new().dispatch(
             #[inline(always)]
             || {

@@ -2,7 +2,7 @@
 
 use crate::{
     Error, LowRank, Packed, QuantizedBatch, QuantizedInput, Result, Rotation, Sparse,
-    ops::{Gather, MatMat, MatMul, MatVec, Rotate, SparseMatMul, TransposedMatMul},
+    ops::{Gather, MatMat, MatMul, MatVec, Products, Rotate, SparseMatMul, TransposedMatMul},
 };
 use candle_core::{CpuStorage, D, Error as CandleError, Result as CandleResult, Storage, Tensor};
 use std::{cell::RefCell, sync::Arc};
@@ -155,24 +155,40 @@ impl Weight {
     pub fn forward_together(weights: &[&Self], input: &Input) -> CandleResult<Vec<Tensor>> {
         let plain = |w: &&Self| w.is_single_product(input) && w.low_rank.is_none() && w.sparse.is_none();
         let [first, rest @ ..] = weights else { return Ok(Vec::new()) };
+        if !input.on_cpu {
+            return Self::forward_in_few_launches(weights, input);
+        }
         if !weights.iter().all(plain) || rest.iter().any(|w| w.rotation != first.rotation) {
             return weights.iter().map(|weight| weight.forward(input)).collect();
         }
-        let y = first.single_product(weights, input)?;
-        let mut start = 0;
-        let parts = weights.iter().map(|weight| {
-            let part = y.narrow(D::Minus1, start, weight.rows());
-            start += weight.rows();
-            part
-        });
-        parts.collect()
+        parts(&first.single_product(weights, input)?, weights)
+    }
+
+    /// [`Weight::forward_together`] on a GPU: runs of matrices that one launch multiplies with a single input are.
+    fn forward_in_few_launches(weights: &[&Self], input: &Input) -> CandleResult<Vec<Tensor>> {
+        let mut outputs = Vec::with_capacity(weights.len());
+        while let [first, ..] = weights[outputs.len()..] {
+            let rest = &weights[outputs.len()..];
+            let alike =
+                |w: &&&Self| w.low_rank.is_none() && w.sparse.is_none() && w.rotation == first.rotation;
+            let alike: Vec<&Packed> = rest.iter().take_while(alike).map(|w| &w.packed).collect();
+            let run = crate::metal::joined(&alike);
+            if run < 2 || input.rows != 1 {
+                outputs.push(first.forward(input)?);
+                continue;
+            }
+            let x = input.rotated(first.rotation.as_ref())?;
+            let y = x.apply_op1_no_bwd(&Products(alike[..run].iter().copied().cloned().collect()))?;
+            outputs.extend(parts(&y, &rest[..run])?);
+        }
+        Ok(outputs)
     }
 
     /// Whether the input is multiplied by the packed matrix in integers, and on its own.
     fn is_single_product(&self, input: &Input) -> bool {
         self.arithmetic == Arithmetic::Int8
-            && input.plain.elem_count() == self.cols()
-            && input.plain.device().is_cpu()
+            && input.rows == 1
+            && input.on_cpu
             && self.packed.scheme().integers().is_some()
     }
 
@@ -217,10 +233,24 @@ impl Weight {
     }
 }
 
+/// The outputs of each of these weights, of `[.., rows]` those of all of them.
+fn parts(y: &Tensor, weights: &[&Weight]) -> CandleResult<Vec<Tensor>> {
+    let mut start = 0;
+    let part = |weight: &&Weight| {
+        let part = y.narrow(D::Minus1, start, weight.rows());
+        start += weight.rows();
+        part
+    };
+    weights.iter().map(part).collect()
+}
+
 /// The input of one or more linears, `[batch, cols]` f32, rotated and quantised at most once for all that share a rotation.
 #[derive(Debug)]
 pub struct Input {
-    plain: Tensor,
+    plain: Option<Tensor>,
+    /// All dimensions but the last.
+    rows: usize,
+    on_cpu: bool,
     rotated: RefCell<Option<(Arc<Rotation>, Tensor)>>,
     quantized: Rounded<QuantizedInput>,
     quantized_batch: Rounded<QuantizedBatch>,
@@ -232,25 +262,43 @@ type Rounded<T> = RefCell<Option<(Option<Arc<Rotation>>, Arc<T>)>>;
 impl Input {
     /// An input that no linear has rotated yet.
     pub fn new(plain: Tensor) -> Self {
-        let (rotated, quantized, quantized_batch) = Default::default();
-        Self { plain, rotated, quantized, quantized_batch }
+        Self::with(&plain, Some(plain.clone()), None)
+    }
+
+    /// An input that is there under this rotation only: for linears that share it.
+    pub fn rotated_by(rotation: Option<Arc<Rotation>>, x: Tensor) -> Self {
+        match rotation {
+            Some(rotation) => Self::with(&x, None, Some((rotation, x.clone()))),
+            None => Self::new(x),
+        }
+    }
+
+    fn with(x: &Tensor, plain: Option<Tensor>, rotated: Option<(Arc<Rotation>, Tensor)>) -> Self {
+        let rows = x.elem_count() / x.dims().last().map_or(1, |&cols| cols.max(1));
+        let (quantized, quantized_batch) = Default::default();
+        let on_cpu = x.device().is_cpu();
+        Self { plain, rows, on_cpu, rotated: rotated.into(), quantized, quantized_batch }
     }
 
     /// The input as it was given.
-    pub fn plain(&self) -> &Tensor {
-        &self.plain
+    ///
+    /// # Errors
+    /// Where it is there under a rotation only.
+    pub fn plain(&self) -> CandleResult<&Tensor> {
+        let message = "the input is not there as it was before its rotation";
+        self.plain.as_ref().ok_or_else(|| CandleError::Msg(message.into()).bt())
     }
 
     fn rotated(&self, rotation: Option<&Arc<Rotation>>) -> CandleResult<Tensor> {
         let Some(rotation) = rotation else {
-            return self.plain.contiguous();
+            return self.plain()?.contiguous();
         };
         if let Some((held, x)) = &*self.rotated.borrow()
             && (Arc::ptr_eq(held, rotation) || held == rotation)
         {
             return Ok(x.clone());
         }
-        let x = self.plain.contiguous()?.apply_op1_no_bwd(&Rotate(rotation.clone()))?;
+        let x = self.plain()?.contiguous()?.apply_op1_no_bwd(&Rotate(rotation.clone()))?;
         *self.rotated.borrow_mut() = Some((rotation.clone(), x.clone()));
         Ok(x)
     }

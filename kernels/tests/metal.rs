@@ -6,7 +6,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use squish_kernels::{
     Input, LowRank, Packed, Rotation, Sparse, Weight,
     metal::first_device,
-    ops::{DenseAttention, MatMul, Rotate, SwiGlu},
+    ops::{Activation, DenseAttention, Gated, MatMul, Norm, RmsScale, Rotate, SplitHeads},
     scheme::{self, PartType},
 };
 use std::sync::Arc;
@@ -126,12 +126,78 @@ fn corrected_weights_and_embeddings() {
     same("embedding", &device, &[&ids], |t| plain.gather(&t[0]));
 }
 
+/// The residual stream's norm, with all that may be added before and the rotation behind.
+#[test]
+fn norms() {
+    let Some(device) = device() else { return };
+    let rng = &mut StdRng::seed_from_u64(4);
+    let rotation = Arc::new(Rotation::new(192, 64, 3).unwrap());
+    let [x, y] = [0; 2].map(|_| tensor(&[3, 192], rng));
+    let [a, b] = [0; 2].map(|_| tensor(&[192], rng));
+    for rotation in [None, Some(rotation)] {
+        for kind in 0..3 {
+            same(&format!("norm {kind}"), &device, &[&x, &y, &a, &b], |t| {
+                let after = (kind == 2).then_some(RmsScale { factor: &t[3], eps: 1e-3 });
+                let added = (kind > 0).then_some((&t[1], after));
+                let scale = RmsScale { factor: &t[2], eps: 1e-6 };
+                t[0].apply_op1_no_bwd(&Norm { scale, added, rotation: rotation.clone() })
+            });
+        }
+    }
+}
+
+/// Heads as attention wants them, keys and values put among others.
+#[test]
+fn heads() {
+    let Some(device) = device() else { return };
+    let rng = &mut StdRng::seed_from_u64(5);
+    let (heads, kv_heads, head_dim) = (4, 2, 64);
+    for n in [1, 5] {
+        let mut inputs =
+            [heads, kv_heads, kv_heads].map(|heads| tensor(&[n, heads * head_dim], rng)).to_vec();
+        inputs.extend([heads, kv_heads, kv_heads].map(|heads| tensor(&[heads * head_dim], rng)));
+        inputs.extend([0; 2].map(|_| tensor(&[head_dim], rng)));
+        inputs.extend([0; 2].map(|_| tensor(&[n, head_dim / 2], rng)));
+        inputs.extend([0; 2].map(|_| tensor(&[kv_heads, n + 9, head_dim], rng)));
+        let inputs: Vec<&Tensor> = inputs.iter().collect();
+        for (biased, normed) in [(false, false), (true, true)] {
+            for part in 0..4 {
+                same(&format!("heads {n} {biased} {part}"), &device, &inputs, |t| {
+                    let op = SplitHeads {
+                        heads,
+                        kv_heads,
+                        head_dim,
+                        biases: biased.then_some([&t[3], &t[4], &t[5]]),
+                        norms: normed.then_some([&t[6], &t[7]].map(|factor| RmsScale { factor, eps: 1e-6 })),
+                        cos: &t[8],
+                        sin: &t[9],
+                    };
+                    let qkv = [&t[0], &t[1], &t[2]];
+                    if part == 3 {
+                        return Ok(op.split(qkv)?[2].clone());
+                    }
+                    let held = [t[10].copy()?, t[11].copy()?];
+                    let q = op.append(qkv, [&held[0], &held[1]], 7)?;
+                    Ok([q, held[0].clone(), held[1].clone()][part].clone())
+                });
+            }
+        }
+    }
+}
+
 #[test]
 fn gated_products_and_attention() {
     let Some(device) = device() else { return };
     let rng = &mut StdRng::seed_from_u64(3);
     let (gate, up) = (tensor(&[3, 100], rng), tensor(&[3, 100], rng));
-    same("swiglu", &device, &[&gate, &up], |t| t[0].apply_op2_no_bwd(&t[1], &SwiGlu));
+    let (wide_gate, wide_up) = (tensor(&[2, 192], rng), tensor(&[2, 192], rng));
+    let rotation = Some(Arc::new(Rotation::new(192, 64, 3).unwrap()));
+    for activation in [Activation::Silu, Activation::GeluTanh] {
+        let op = Gated { activation, rotation: None };
+        same("gated", &device, &[&gate, &up], |t| t[0].apply_op2_no_bwd(&t[1], &op));
+        let op = Gated { activation, rotation: rotation.clone() };
+        same("gated, rotated", &device, &[&wide_gate, &wide_up], |t| t[0].apply_op2_no_bwd(&t[1], &op));
+    }
     for (heads, kv_heads, n, positions, head_dim) in
         [(8, 2, 1, 700, 64), (4, 4, 37, 50, 128), (2, 1, 5, 5, 256)]
     {

@@ -5,9 +5,10 @@ use crate::{
     causal_lm::{CausalLm, Step},
     checkpoint::Tensors,
     config::{self, ModelConfig, Sizes},
-    kv_cache::LayerCache,
+    kv_cache::{KvCache, LayerCache},
     layers::{
         Activation, Attention, AttentionShape, Embedding, GatedMlp, Linear, NormStyle, RmsNorm, Rope, Rotary,
+        Stream,
     },
 };
 use candle_core::{Device, Tensor};
@@ -198,11 +199,28 @@ pub fn load(checkpoint: &Checkpoint, c: DecoderConfig, device: &Device) -> Resul
     }))
 }
 
-/// `x + y`, with `y` normalised first where there is a norm for it.
-fn add(x: &Tensor, y: Tensor, norm: Option<&RmsNorm>) -> candle_core::Result<Tensor> {
-    match norm {
-        Some(norm) => x + norm.forward(&y)?,
-        None => x + y,
+impl Decoder {
+    /// [`CausalLm::attention`] from stream to stream.
+    fn attend<'a>(
+        &'a self,
+        block: usize,
+        stream: Stream<'a>,
+        step: &Step,
+        cache: &mut LayerCache,
+    ) -> candle_core::Result<Stream<'a>> {
+        let block = &self.blocks[block];
+        let rotary = step.sliding_rotary.as_ref().filter(|_| block.sliding).unwrap_or(&step.rotary);
+        let (stream, x) = block.before_attention.of_stream(stream, block.attention.rotation())?;
+        let y = block.attention.forward(&x, rotary, cache)?;
+        Ok(stream.plus(y, block.after_attention.as_ref()))
+    }
+
+    /// [`CausalLm::mlp`] from stream to stream.
+    fn feed_forward<'a>(&'a self, block: usize, stream: Stream<'a>) -> candle_core::Result<Stream<'a>> {
+        let block = &self.blocks[block];
+        let (stream, x) = block.before_mlp.of_stream(stream, block.mlp.rotation())?;
+        let y = block.mlp.forward(&x)?;
+        Ok(stream.plus(y, block.after_mlp.as_ref()))
     }
 }
 
@@ -233,16 +251,11 @@ impl CausalLm for Decoder {
         step: &Step,
         cache: &mut LayerCache,
     ) -> candle_core::Result<Tensor> {
-        let block = &self.blocks[block];
-        let rotary = step.sliding_rotary.as_ref().filter(|_| block.sliding).unwrap_or(&step.rotary);
-        let y = block.attention.forward(block.before_attention.forward(x)?, rotary, cache)?;
-        add(x, y, block.after_attention.as_ref())
+        self.attend(block, Stream::new(x)?, step, cache)?.sum()
     }
 
     fn mlp(&self, block: usize, x: &Tensor) -> candle_core::Result<Tensor> {
-        let block = &self.blocks[block];
-        let y = block.mlp.forward(block.before_mlp.forward(x)?)?;
-        add(x, y, block.after_mlp.as_ref())
+        self.feed_forward(block, Stream::new(x)?)?.sum()
     }
 
     fn adds_plainly(&self) -> bool {
@@ -251,6 +264,18 @@ impl CausalLm for Decoder {
 
     fn norm(&self, x: &Tensor) -> candle_core::Result<Tensor> {
         self.norm.forward(x)
+    }
+
+    /// Each norm adds up what the layer before it left to be added.
+    fn hidden(&self, ids: &[u32], cache: &mut KvCache) -> candle_core::Result<Tensor> {
+        let step = self.step(cache.len(), ids.len())?;
+        let mut stream = Stream::new(&self.embed(ids)?)?;
+        for block in 0..self.blocks.len() {
+            stream = self.attend(block, stream, &step, cache.layer(block))?;
+            stream = self.feed_forward(block, stream)?;
+        }
+        let (_, hidden) = self.norm.of_stream(stream, None)?;
+        Ok(hidden.plain()?.clone())
     }
 
     fn head(&self, hidden: Tensor) -> candle_core::Result<Tensor> {

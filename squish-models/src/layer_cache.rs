@@ -1,6 +1,6 @@
 //! Keys and values of one layer: in pages on the CPU, in whole tensors on a GPU.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
 use squish_kernels::{
     kv::{Codec, History, Mode},
     ops,
@@ -43,6 +43,33 @@ impl LayerCache {
         match self {
             Self::Paged(history) => history.append(keys, values, window),
             Self::Dense(cache) => cache.append(keys, values, window),
+        }
+    }
+
+    /// Makes queries, keys and values of new positions ready for attention, appends the latter two, and returns the queries `[heads, n,
+    /// head_dim]`.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub fn append_heads(
+        &mut self,
+        split: &ops::SplitHeads,
+        qkv: [&Tensor; 3],
+        window: Option<usize>,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Paged(history) => {
+                let [q, k, v] = split.split(qkv)?;
+                history.append(&k, &v, window)?;
+                Ok(q)
+            }
+            Self::Dense(cache) => {
+                let n = qkv[0].dim(0)?;
+                let (k, v) = cache.room((split.kv_heads, n, split.head_dim), qkv[0].device())?;
+                let q = split.append(qkv, [&k, &v], cache.len)?;
+                (cache.len, cache.window, cache.buffers) = (cache.len + n, window, Some((k, v)));
+                Ok(q)
+            }
         }
     }
 
@@ -165,15 +192,21 @@ impl DenseCache {
         let needed = self.len + keys.dim(1)?;
         let (keys, values) =
             (keys.to_dtype(self.dtype)?.contiguous()?, values.to_dtype(self.dtype)?.contiguous()?);
-        let (k, v) = match &self.buffers {
-            Some((k, v)) if k.dim(1)? >= needed => (k.clone(), v.clone()),
-            Some((k, v)) => (grown(Some(k), &keys, self.len)?, grown(Some(v), &values, self.len)?),
-            None => (grown(None, &keys, 0)?, grown(None, &values, 0)?),
-        };
+        let (k, v) = self.room(keys.dims3()?, keys.device())?;
         k.slice_set(&keys, 1, self.len)?;
         v.slice_set(&values, 1, self.len)?;
         (self.len, self.window, self.buffers) = (needed, window, Some((k, v)));
         Ok(())
+    }
+
+    /// The buffers, or larger ones, with room for `next` `[kv_heads, n, head_dim]` behind the positions in use.
+    fn room(&self, next: (usize, usize, usize), device: &Device) -> Result<(Tensor, Tensor)> {
+        let grown = |held| grown(held, next, self.len, self.dtype, device);
+        match &self.buffers {
+            Some((k, v)) if k.dim(1)? >= self.len + next.1 => Ok((k.clone(), v.clone())),
+            Some((k, v)) => Ok((grown(Some(k))?, grown(Some(v))?)),
+            None => Ok((grown(None)?, grown(None)?)),
+        }
     }
 
     /// The positions in use.
@@ -198,11 +231,16 @@ impl Clone for DenseCache {
 }
 
 /// A larger buffer that holds the first `len` positions of `held`, and room for `next` after them.
-fn grown(held: Option<&Tensor>, next: &Tensor, len: usize) -> Result<Tensor> {
-    let (heads, n, head_dim) = next.dims3()?;
+fn grown(
+    held: Option<&Tensor>,
+    (heads, n, head_dim): (usize, usize, usize),
+    len: usize,
+    dtype: DType,
+    device: &Device,
+) -> Result<Tensor> {
     // Growing by a share of what is held keeps the copying per position constant.
     let capacity = (len + n).next_multiple_of(GROWTH).max(len + len / GROWTH_SHARE);
-    let buffer = Tensor::zeros((heads, capacity, head_dim), next.dtype(), next.device())?;
+    let buffer = Tensor::zeros((heads, capacity, head_dim), dtype, device)?;
     if let Some(held) = held.filter(|_| len > 0) {
         buffer.slice_set(&held.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
     }
@@ -212,7 +250,6 @@ fn grown(held: Option<&Tensor>, next: &Tensor, len: usize) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
     use squish_kernels::kv::RECENT;
 
     fn random(heads: usize, n: usize) -> Tensor {

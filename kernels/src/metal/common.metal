@@ -14,5 +14,32 @@ struct Product {
   uint group;
 };
 
+// Up to three products of one input x [cols]: their outputs lie one after the other, and their strips of rows are counted on. A
+// matrix that is not there has no rows.
+struct Together {
+  uint rows[3];
+  uint bits[3];  // of a trellis code
+  uint cols;
+  uint group;
+};
+
+// The matrix of a threadgroup, its strip there, and the outputs before those of the matrix.
+struct Strip {
+  uint matrix;
+  uint index;
+  uint before;
+};
+
+METAL_FUNC void find_strip(constant Together& p, uint group, uint rows, thread Strip& strip) {
+  while (strip.matrix < 2 && strip.index >= (p.rows[strip.matrix] + rows - 1) / rows) {
+    strip.index -= (p.rows[strip.matrix] + rows - 1) / rows;
+    strip.before += p.rows[strip.matrix];
+    strip.matrix++;
+  }
+}
+
+template <typename T>
+METAL_FUNC T chosen(uint which, T a, T b, T c) { return which == 0 ? a : which == 1 ? b : c; }
+
 // An f32 whose upper half these bits are.
 METAL_FUNC float from_bf16(ushort bits) { return as_type<float>(uint(bits) << 16); }

@@ -2,11 +2,11 @@
 
 use super::{Argument, Launch, SOURCE, memory::Resident};
 use candle_core::{DType, Error, MetalDevice, MetalError, MetalStorage, Result, backend::BackendStorage};
-use candle_metal_kernels::metal::{ComputePipeline, Library};
+use candle_metal_kernels::metal::{Buffer, ComputePipeline, Library};
 use objc2_metal::MTLSize;
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{Mutex, OnceLock, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 /// Bytes that a command may carry itself; more are put into a buffer.
@@ -51,7 +51,7 @@ pub(crate) fn run(
     op: &str,
     device: &MetalDevice,
     launches: &[Launch],
-    parts: Option<&Resident>,
+    parts: &[Arc<Resident>],
     inputs: &[Input],
     count: usize,
 ) -> Result<MetalStorage> {
@@ -83,8 +83,7 @@ pub(crate) fn run(
         for (i, (name, argument)) in launch.arguments.iter().enumerate() {
             match argument {
                 Argument::Part(part) => {
-                    let (buffer, offset) =
-                        parts.and_then(|parts| parts.part(*part)).ok_or_else(|| refuse("lacks a part"))?;
+                    let (buffer, offset) = part_of(parts, *part).ok_or_else(|| refuse("lacks a part"))?;
                     encoder.set_input_buffer(i, Some(buffer), offset);
                 }
                 Argument::Input(index) => {
@@ -94,6 +93,11 @@ pub(crate) fn run(
                         return Err(refuse(&format!("needs `{name}` at a multiple of 16 bytes")));
                     }
                     encoder.set_input_buffer(i, Some(storage.buffer()), offset);
+                }
+                Argument::Written(index) => {
+                    let (storage, start) = inputs[*index];
+                    let offset = start * storage.dtype().size_in_bytes();
+                    encoder.set_output_buffer(i, Some(storage.buffer()), offset);
                 }
                 Argument::Output => encoder.set_output_buffer(i, Some(&output), 0),
                 Argument::Bytes(bytes) => match &uploaded[i] {
@@ -112,6 +116,17 @@ pub(crate) fn run(
         );
     }
     Ok(MetalStorage::new(output, device.clone(), count, DType::F32))
+}
+
+/// A part of matrices whose parts are counted on.
+fn part_of(matrices: &[Arc<Resident>], mut index: usize) -> Option<(&Buffer, usize)> {
+    for matrix in matrices {
+        if index < matrix.len() {
+            return matrix.part(index);
+        }
+        index -= matrix.len();
+    }
+    None
 }
 
 /// Whether a product's input lies as its vector loads need it.

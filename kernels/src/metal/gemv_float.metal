@@ -13,15 +13,9 @@ struct F16 { typedef half One; typedef half4 Four; static METAL_FUNC float value
 struct F32 { typedef float One; typedef float4 Four; static METAL_FUNC float value(float v) { return v; } };
 
 template <typename E, uint WIDTH, uint N>
-kernel void gemv_float(
-    device const typename E::One* weights [[buffer(0)]],
-    device const float* x [[buffer(1)]],
-    device float* y [[buffer(2)]],
-    constant Product& p [[buffer(3)]],
-    uint group [[threadgroup_position_in_grid]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]],
-    uint lane [[thread_index_in_simdgroup]]) {
-  const uint first = (2 * group + simdgroup) * FLOAT_ROWS;
+METAL_FUNC void gemv_float_rows(
+    device const typename E::One* weights, device const float* x, device float* y, thread const Product& p, uint tile, uint lane) {
+  const uint first = tile * FLOAT_ROWS;
   float sums[FLOAT_ROWS][N] = {};
   for (uint col = WIDTH * lane; col < p.cols; col += 32 * WIDTH) {
     float w[FLOAT_ROWS][WIDTH];
@@ -59,6 +53,48 @@ kernel void gemv_float(
     }
   }
 }
+
+template <typename E, uint WIDTH, uint N>
+kernel void gemv_float(
+    device const typename E::One* weights [[buffer(0)]],
+    device const float* x [[buffer(1)]],
+    device float* y [[buffer(2)]],
+    constant Product& p [[buffer(3)]],
+    uint group [[threadgroup_position_in_grid]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  const Product q = {p.rows, p.cols, p.batch, p.group};
+  gemv_float_rows<E, WIDTH, N>(weights, x, y, q, 2 * group + simdgroup, lane);
+}
+
+// Up to three matrices of one input.
+template <typename E, uint WIDTH>
+kernel void gemv_float_together(
+    device const typename E::One* weights_a [[buffer(0)]],
+    device const typename E::One* weights_b [[buffer(1)]],
+    device const typename E::One* weights_c [[buffer(2)]],
+    device const float* x [[buffer(3)]],
+    device float* y [[buffer(4)]],
+    constant Together& p [[buffer(5)]],
+    uint group [[threadgroup_position_in_grid]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  Strip strip = {0, group, 0};
+  find_strip(p, group, 2 * FLOAT_ROWS, strip);
+  const Product q = {p.rows[strip.matrix], p.cols, 1, p.group};
+  gemv_float_rows<E, WIDTH, 1>(
+      chosen(strip.matrix, weights_a, weights_b, weights_c), x, y + strip.before, q, 2 * strip.index + simdgroup, lane);
+}
+
+#define FLOAT_TOGETHER(NAME, E, WIDTH) \
+  template [[host_name("gemv_" #NAME "_" #WIDTH "_together")]] kernel decltype(gemv_float_together<E, WIDTH>) \
+      gemv_float_together<E, WIDTH>;
+FLOAT_TOGETHER(bf16, Bf16, 1)
+FLOAT_TOGETHER(bf16, Bf16, 4)
+FLOAT_TOGETHER(f16, F16, 1)
+FLOAT_TOGETHER(f16, F16, 4)
+FLOAT_TOGETHER(f32, F32, 1)
+FLOAT_TOGETHER(f32, F32, 4)
 
 #define FLOAT(NAME, E, WIDTH, N) \
   template [[host_name("gemv_" #NAME "_" #WIDTH "_" #N)]] kernel decltype(gemv_float<E, WIDTH, N>) gemv_float<E, WIDTH, N>;

@@ -19,20 +19,12 @@ METAL_FUNC uint window(thread const uint* words, uint i) {
   return ((words[at] >> shift) | above) & 255;
 }
 
+// The rows of one strip. `partial` is [TRELLIS_SIMDGROUPS, N, 16].
 template <uint K, uint N>
-kernel void gemv_trellis(
-    device const uint* codes [[buffer(0)]],
-    device const half* scales [[buffer(1)]],
-    constant char* table [[buffer(2)]],
-    device const float* x [[buffer(3)]],
-    device float* y [[buffer(4)]],
-    constant Product& p [[buffer(5)]],
-    threadgroup float* levels [[threadgroup(0)]],
-    threadgroup float* partial [[threadgroup(1)]],  // [TRELLIS_SIMDGROUPS, N, 16]
-    uint strip [[threadgroup_position_in_grid]],
-    uint thread_index [[thread_index_in_threadgroup]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]],
-    uint lane [[thread_index_in_simdgroup]]) {
+METAL_FUNC void gemv_trellis_strip(
+    device const uint* codes, device const half* scales, constant char* table, device const float* x, device float* y,
+    thread const Product& p, threadgroup float* levels, threadgroup float* partial,
+    uint strip, uint thread_index, uint simdgroup, uint lane) {
   for (uint i = thread_index; i < 256; i += 32 * TRELLIS_SIMDGROUPS) levels[i] = float(table[i]);
   threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -83,6 +75,63 @@ kernel void gemv_trellis(
       y[n * p.rows + row] = sum * (float(scales[row]) / 32);
     }
   }
+}
+
+template <uint K, uint N>
+kernel void gemv_trellis(
+    device const uint* codes [[buffer(0)]],
+    device const half* scales [[buffer(1)]],
+    constant char* table [[buffer(2)]],
+    device const float* x [[buffer(3)]],
+    device float* y [[buffer(4)]],
+    constant Product& p [[buffer(5)]],
+    threadgroup float* levels [[threadgroup(0)]],
+    threadgroup float* partial [[threadgroup(1)]],
+    uint strip [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  const Product q = {p.rows, p.cols, p.batch, p.group};
+  gemv_trellis_strip<K, N>(codes, scales, table, x, y, q, levels, partial, strip, thread_index, simdgroup, lane);
+}
+
+// Up to three matrices of one input, each in a trellis code of its own.
+kernel void gemv_trellis_together(
+    device const uint* codes_a [[buffer(0)]],
+    device const uint* codes_b [[buffer(1)]],
+    device const uint* codes_c [[buffer(2)]],
+    device const half* scales_a [[buffer(3)]],
+    device const half* scales_b [[buffer(4)]],
+    device const half* scales_c [[buffer(5)]],
+    constant char* table_a [[buffer(6)]],
+    constant char* table_b [[buffer(7)]],
+    constant char* table_c [[buffer(8)]],
+    device const float* x [[buffer(9)]],
+    device float* y [[buffer(10)]],
+    constant Together& p [[buffer(11)]],
+    threadgroup float* levels [[threadgroup(0)]],
+    threadgroup float* partial [[threadgroup(1)]],
+    uint group [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  Strip strip = {0, group, 0};
+  find_strip(p, group, 16, strip);
+  device const uint* codes = chosen(strip.matrix, codes_a, codes_b, codes_c);
+  device const half* scales = chosen(strip.matrix, scales_a, scales_b, scales_c);
+  constant char* table = chosen(strip.matrix, table_a, table_b, table_c);
+  device float* to = y + strip.before;
+  const Product q = {p.rows[strip.matrix], p.cols, 1, p.group};
+  #define TRELLIS_STRIP(K) \
+    gemv_trellis_strip<K, 1>(codes, scales, table, x, to, q, levels, partial, strip.index, thread_index, simdgroup, lane)
+  // The same for all threads of a threadgroup.
+  switch (p.bits[strip.matrix]) {
+    case 2: TRELLIS_STRIP(2); break;
+    case 3: TRELLIS_STRIP(3); break;
+    case 4: TRELLIS_STRIP(4); break;
+    default: TRELLIS_STRIP(5);
+  }
+  #undef TRELLIS_STRIP
 }
 
 #define TRELLIS(K, N) \

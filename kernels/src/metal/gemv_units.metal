@@ -21,7 +21,7 @@ template <uint BITS, bool TABLE, bool MINS, uint N>
 METAL_FUNC void gemv_units_rows(
     device const uint* codes, device const half* scales, device const half* mins,
     threadgroup const float* levels, float unit, device const float* x, device float* y,
-    constant Product& p, uint tile, uint lane) {
+    thread const Product& p, uint tile, uint lane) {
   constexpr uint LOW = BITS == 3 ? 2 : BITS;
   constexpr uint QUADS = 8 / LOW;               // of a word
   constexpr uint WORDS = 16 / QUADS;            // of a unit, without the high bits
@@ -127,7 +127,8 @@ kernel void gemv_gaussian(
     uint lane [[thread_index_in_simdgroup]]) {
   if (thread_index < 1u << BITS) levels[thread_index] = float(table[thread_index]);
   threadgroup_barrier(mem_flags::mem_threadgroup);
-  gemv_units_rows<BITS, true, false, N>(codes, scales, scales, levels, 1.0f / 64, x, y, p, 2 * group + simdgroup, lane);
+  const Product q = {p.rows, p.cols, p.batch, p.group};
+  gemv_units_rows<BITS, true, false, N>(codes, scales, scales, levels, 1.0f / 64, x, y, q, 2 * group + simdgroup, lane);
 }
 
 // weight = minimum + scale * code / 16, in groups of 32.
@@ -142,7 +143,8 @@ kernel void gemv_int4(
     uint group [[threadgroup_position_in_grid]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
-  gemv_units_rows<4, false, true, N>(codes, scales, mins, nullptr, 1.0f / 16, x, y, p, 2 * group + simdgroup, lane);
+  const Product q = {p.rows, p.cols, p.batch, p.group};
+  gemv_units_rows<4, false, true, N>(codes, scales, mins, nullptr, 1.0f / 16, x, y, q, 2 * group + simdgroup, lane);
 }
 
 // weight = scale * code / 128.
@@ -156,8 +158,91 @@ kernel void gemv_int8(
     uint group [[threadgroup_position_in_grid]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
-  gemv_units_rows<8, false, false, N>(codes, scales, scales, nullptr, 1.0f / 128, x, y, p, 2 * group + simdgroup, lane);
+  const Product q = {p.rows, p.cols, p.batch, p.group};
+  gemv_units_rows<8, false, false, N>(codes, scales, scales, nullptr, 1.0f / 128, x, y, q, 2 * group + simdgroup, lane);
 }
+
+// Up to three matrices of one input.
+template <uint BITS>
+kernel void gemv_gaussian_together(
+    device const uint* codes_a [[buffer(0)]],
+    device const uint* codes_b [[buffer(1)]],
+    device const uint* codes_c [[buffer(2)]],
+    device const half* scales_a [[buffer(3)]],
+    device const half* scales_b [[buffer(4)]],
+    device const half* scales_c [[buffer(5)]],
+    constant char* table [[buffer(6)]],
+    device const float* x [[buffer(7)]],
+    device float* y [[buffer(8)]],
+    constant Together& p [[buffer(9)]],
+    threadgroup float* levels [[threadgroup(0)]],
+    uint group [[threadgroup_position_in_grid]],
+    uint thread_index [[thread_index_in_threadgroup]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  if (thread_index < 1u << BITS) levels[thread_index] = float(table[thread_index]);
+  threadgroup_barrier(mem_flags::mem_threadgroup);
+  Strip strip = {0, group, 0};
+  find_strip(p, group, 2 * UNIT_ROWS, strip);
+  device const half* scales = chosen(strip.matrix, scales_a, scales_b, scales_c);
+  const Product q = {p.rows[strip.matrix], p.cols, 1, p.group};
+  gemv_units_rows<BITS, true, false, 1>(
+      chosen(strip.matrix, codes_a, codes_b, codes_c), scales, scales, levels, 1.0f / 64, x, y + strip.before, q,
+      2 * strip.index + simdgroup, lane);
+}
+
+kernel void gemv_int4_together(
+    device const uint* codes_a [[buffer(0)]],
+    device const uint* codes_b [[buffer(1)]],
+    device const uint* codes_c [[buffer(2)]],
+    device const half* scales_a [[buffer(3)]],
+    device const half* scales_b [[buffer(4)]],
+    device const half* scales_c [[buffer(5)]],
+    device const half* mins_a [[buffer(6)]],
+    device const half* mins_b [[buffer(7)]],
+    device const half* mins_c [[buffer(8)]],
+    device const float* x [[buffer(9)]],
+    device float* y [[buffer(10)]],
+    constant Together& p [[buffer(11)]],
+    uint group [[threadgroup_position_in_grid]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  Strip strip = {0, group, 0};
+  find_strip(p, group, 2 * UNIT_ROWS, strip);
+  const Product q = {p.rows[strip.matrix], p.cols, 1, p.group};
+  gemv_units_rows<4, false, true, 1>(
+      chosen(strip.matrix, codes_a, codes_b, codes_c), chosen(strip.matrix, scales_a, scales_b, scales_c),
+      chosen(strip.matrix, mins_a, mins_b, mins_c), nullptr, 1.0f / 16, x, y + strip.before, q,
+      2 * strip.index + simdgroup, lane);
+}
+
+kernel void gemv_int8_together(
+    device const uint* codes_a [[buffer(0)]],
+    device const uint* codes_b [[buffer(1)]],
+    device const uint* codes_c [[buffer(2)]],
+    device const half* scales_a [[buffer(3)]],
+    device const half* scales_b [[buffer(4)]],
+    device const half* scales_c [[buffer(5)]],
+    device const float* x [[buffer(6)]],
+    device float* y [[buffer(7)]],
+    constant Together& p [[buffer(8)]],
+    uint group [[threadgroup_position_in_grid]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint lane [[thread_index_in_simdgroup]]) {
+  Strip strip = {0, group, 0};
+  find_strip(p, group, 2 * UNIT_ROWS, strip);
+  device const half* scales = chosen(strip.matrix, scales_a, scales_b, scales_c);
+  const Product q = {p.rows[strip.matrix], p.cols, 1, p.group};
+  gemv_units_rows<8, false, false, 1>(
+      chosen(strip.matrix, codes_a, codes_b, codes_c), scales, scales, nullptr, 1.0f / 128, x, y + strip.before, q,
+      2 * strip.index + simdgroup, lane);
+}
+
+#define GAUSSIAN_TOGETHER(NAME, BITS) \
+  template [[host_name("gemv_" #NAME "_together")]] kernel decltype(gemv_gaussian_together<BITS>) gemv_gaussian_together<BITS>;
+GAUSSIAN_TOGETHER(nf2, 2)
+GAUSSIAN_TOGETHER(int3, 3)
+GAUSSIAN_TOGETHER(int4r, 4)
 
 #define GAUSSIAN(NAME, BITS, N) \
   template [[host_name("gemv_" #NAME "_" #N)]] kernel decltype(gemv_gaussian<BITS, N>) gemv_gaussian<BITS, N>;

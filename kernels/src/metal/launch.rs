@@ -27,16 +27,21 @@ const LARGEST_SPAN: usize = 4096;
 const PLAIN_THREADS: usize = 64;
 /// Threads of a row's norm.
 const NORM_THREADS: usize = 256;
-/// Bytes that a norm adds up in.
-const PARTIAL: usize = SIMDGROUP * size_of::<f32>();
+/// Bytes that a norm adds up in, and that of what is added before.
+const PARTIAL: usize = 2 * SIMDGROUP * size_of::<f32>();
+
+/// The most matrices of one launch.
+const TOGETHER: usize = 3;
 
 /// What a kernel's argument is bound to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Argument {
-    /// A part of the stored matrix.
+    /// A part of the stored matrix; of several, those of the first matrix come first.
     Part(usize),
     /// An input of the op.
     Input(usize),
+    /// An input of the op that it also writes.
+    Written(usize),
     /// The op's output.
     Output,
     /// These bytes.
@@ -63,15 +68,45 @@ pub struct Launch {
 pub enum Before {
     /// Nothing.
     Nothing,
-    /// `x / sqrt(mean(x^2) + eps) * factor`, with `factor [cols]` the second input.
-    Norm {
-        /// Added to the mean square.
-        eps: f32,
-    },
     /// `silu(x) * up`, with `up` the second input.
     Silu,
     /// `gelu(x) * up`, by the approximation with tanh.
     Gelu,
+}
+
+/// What is added to the residual stream `x` before it is normalised.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Sum {
+    /// Nothing.
+    Nothing,
+    /// Another value.
+    Added,
+    /// `added / sqrt(mean(added^2) + eps) * after`.
+    Normed {
+        /// Added to the mean square.
+        eps: f32,
+    },
+}
+
+/// Sizes of a launch that makes heads ready for attention.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct HeadsShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// New positions.
+    pub positions: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// Where the first new position lies among the keys and values.
+    pub start: usize,
+    /// Values from one head's keys to those of the next one, and the same of values.
+    pub strides: [usize; 2],
+    /// Whether there are biases.
+    pub biased: bool,
+    /// Added to the mean square of a head of queries or keys, where these are normalised.
+    pub norm: Option<f32>,
 }
 
 /// Words of a parameter block, as a shader's struct has them.
@@ -97,6 +132,72 @@ fn levels(w: &Packed) -> Vec<u8> {
 /// `y [batch, rows] = x [batch, cols] W^T`: input 0 to the output.
 pub fn product(w: &Packed, batch: usize) -> Launch {
     if batch > GEMV_BATCH { gemm(w, batch) } else { gemv(w, batch) }
+}
+
+/// Whether one launch multiplies these matrices: of one width, all in trellis codes, or all in one scheme and group.
+fn joins(first: &Packed, w: &Packed) -> bool {
+    let same = first.scheme().name() == w.scheme().name() && first.group() == w.group();
+    first.cols() == w.cols() && (same || (first.scheme().strip() == TILE && w.scheme().strip() == TILE))
+}
+
+/// How many of these matrices, from the first on, one launch of [`products`] takes.
+pub fn joined(weights: &[&Packed]) -> usize {
+    let Some(first) = weights.first() else { return 0 };
+    weights.iter().take(TOGETHER).take_while(|w| joins(first, w)).count()
+}
+
+/// `y [sum of rows] = W x` for at most [`joined`] matrices of one input: input 0 to the output.
+pub fn products(weights: &[&Packed]) -> Launch {
+    match weights {
+        [w] => product(w, 1),
+        weights => together(weights),
+    }
+}
+
+/// The product of two or three matrices with one input.
+fn together(weights: &[&Packed]) -> Launch {
+    debug_assert_eq!(joined(weights), weights.len());
+    let first = weights[0];
+    let one = gemv(first, 1);
+    let trellis = first.scheme().strip() == TILE;
+    let at = |i: usize| weights.get(i).copied();
+    let names: &[[&'static str; TOGETHER]] = match one.arguments[0].0 {
+        "weights" => &[["weights_a", "weights_b", "weights_c"]],
+        _ => &[
+            ["codes_a", "codes_b", "codes_c"],
+            ["scales_a", "scales_b", "scales_c"],
+            ["mins_a", "mins_b", "mins_c"],
+        ],
+    };
+    let parts = first.scheme().parts(first.rows(), first.cols(), first.group()).len();
+    let mut arguments = Vec::new();
+    for (part, names) in names[..parts].iter().enumerate() {
+        // In the place of a matrix that there is not stands the first.
+        let bound = |i: usize| Argument::Part(if at(i).is_some() { parts * i } else { 0 } + part);
+        arguments.extend(names.iter().enumerate().map(|(i, &name)| (name, bound(i))));
+    }
+    if trellis {
+        let table = |i: usize| Argument::Bytes(levels(at(i).unwrap_or(first)));
+        arguments.extend([("table_a", table(0)), ("table_b", table(1)), ("table_c", table(2))]);
+    } else {
+        arguments.extend(one.arguments.iter().filter(|(name, _)| *name == "table").cloned());
+    }
+    let strip = if trellis { TILE } else { GEMV_ROWS };
+    let bits = |w: &Packed| match w.scheme().integers() {
+        Some(Integers::Tiles { bits, .. }) => bits as u32,
+        _ => 0,
+    };
+    let mut p = [0, 1, 2].map(|i| at(i).map_or(0, |w| w.rows() as u32)).to_vec();
+    p.extend([0, 1, 2].map(|i| at(i).map_or(0, bits)));
+    p.extend([first.cols() as u32, first.group() as u32]);
+    arguments.extend([("x", Argument::Input(0)), ("y", Argument::Output), ("p", words(&p))]);
+    let kernel = match one.kernel.strip_suffix("_1") {
+        _ if trellis => "gemv_trellis_together".into(),
+        Some(name) => format!("{name}_together"),
+        None => unreachable!("a kernel for one input"),
+    };
+    let groups = [weights.iter().map(|w| w.rows().div_ceil(strip)).sum(), 1, 1];
+    Launch { kernel, groups, arguments, ..one }
 }
 
 fn gemm(w: &Packed, batch: usize) -> Launch {
@@ -155,6 +256,36 @@ pub fn rotate(rotation: &Rotation, batch: usize, before: Before) -> Vec<Launch> 
     rotation_launches(rotation, batch, before, Argument::Input(0), false)
 }
 
+/// `s / sqrt(mean(s^2) + eps) * factor`, rotated where there is a rotation, for each row `s` of `x [batch, cols]` with what is added
+/// to it: inputs x, `factor [cols]`, what is added and `after [cols]` to the output, which is `[2, batch, cols]` with `s` behind
+/// the norm where something is added.
+pub fn norm(cols: usize, batch: usize, sum: Sum, eps: f32, rotation: Option<&Rotation>) -> Vec<Launch> {
+    let (adds, after_eps) = match sum {
+        Sum::Nothing => (0, 0.0),
+        Sum::Added => (1, 0.0),
+        Sum::Normed { eps } => (2, eps),
+    };
+    let input = |i: usize| Argument::Input(if i == 3 && adds < 2 || i == 2 && adds < 1 { 0 } else { i });
+    let operands = [("x", input(0)), ("added", input(2)), ("after", input(3)), ("factor", input(1))];
+    let p = words(&[cols as u32, batch as u32, adds, eps.to_bits(), after_eps.to_bits()]);
+    let Some(rotation) = rotation else {
+        return vec![Launch {
+            kernel: "rms_norm".into(),
+            groups: [batch, 1, 1],
+            threads: NORM_THREADS,
+            shared: vec![PARTIAL],
+            arguments: operands.into_iter().chain([("y", Argument::Output), ("p", p)]).collect(),
+        }];
+    };
+    let mut launches = rotate(rotation, batch, Before::Nothing);
+    let first = &mut launches[0];
+    first.kernel = first.kernel.replace("rotate", "rotate_norm");
+    first.shared.push(PARTIAL);
+    let rest = first.arguments.drain(..).filter(|(name, _)| !["x", "other"].contains(name));
+    first.arguments = operands.into_iter().chain(rest).chain([("norm", p)]).collect();
+    launches
+}
+
 /// The launches of a rotation, or of its inverse.
 fn rotation_launches(
     rotation: &Rotation,
@@ -168,24 +299,23 @@ fn rotation_launches(
     // span = 32 * simdgroups * values, with as many values a thread as simdgroups, or twice as many.
     let bits = (span / SIMDGROUP).ilog2();
     let (values, simdgroups) = (1usize << bits.div_ceil(2), 1usize << (bits / 2));
-    let (name, eps) = match before {
-        Before::Nothing => ("rotate", 0.0),
-        Before::Norm { eps } => ("rotate_norm", eps),
-        Before::Silu => ("rotate_silu", 0.0),
-        Before::Gelu => ("rotate_gelu", 0.0),
+    let name = match before {
+        Before::Nothing => "rotate",
+        Before::Silu => "rotate_silu",
+        Before::Gelu => "rotate_gelu",
     };
     let other = if before == Before::Nothing { x.clone() } else { Argument::Input(1) };
     let signs = Argument::Bytes(rotation.signs().iter().flat_map(|s| s.to_le_bytes()).collect());
     let norm = 1.0 / (block as f32).sqrt();
     let parameters = |length: usize, last: bool| {
         let flags = [u32::from(!inverse), u32::from(inverse && last)];
-        words(&[cols as u32, length as u32, norm.to_bits(), eps.to_bits(), flags[0], flags[1]])
+        words(&[cols as u32, length as u32, norm.to_bits(), flags[0], flags[1]])
     };
     let mut launches = vec![Launch {
         kernel: format!("{name}_{values}"),
         groups: [cols.div_ceil(span), batch, 1],
         threads: simdgroups * SIMDGROUP,
-        shared: vec![if simdgroups > 1 { span * size_of::<f32>() } else { 16 }, PARTIAL],
+        shared: vec![if simdgroups > 1 { span * size_of::<f32>() } else { 16 }],
         arguments: vec![
             ("x", x),
             ("other", other),
@@ -212,18 +342,36 @@ fn rotation_launches(
     launches
 }
 
-/// `x / sqrt(mean(x^2) + eps) * factor` of each row of `x [batch, cols]`: inputs 0 and 1 to the output.
-pub fn rms_norm(cols: usize, batch: usize, eps: f32) -> Launch {
+/// Queries, keys and values `[positions, heads * head_dim]`, inputs 0 to 2, as attention wants them: queries to the output `[heads,
+/// positions, head_dim]`, keys and values into inputs 3 and 4, which are f16 where `half` is set. Inputs 5 and 6 are cosines and sines
+/// `[positions, head_dim / 2]`; then come three biases and two factors of norms, so far as there are such.
+pub fn split_heads(s: &HeadsShape, half: bool) -> Launch {
+    let (biases, factors) = (7, if s.biased { 10 } else { 7 });
+    let bias = |i: usize| Argument::Input(if s.biased { biases + i } else { i });
+    let factor = |i: usize| Argument::Input(if s.norm.is_some() { factors + i } else { i });
+    let sizes = [s.heads, s.kv_heads, s.positions, s.head_dim, s.start, s.strides[0], s.strides[1]];
+    let mut p: Vec<u32> = sizes.iter().map(|&n| n as u32).collect();
+    p.extend([s.biased.into(), s.norm.is_some().into(), s.norm.unwrap_or(0.0).to_bits()]);
     Launch {
-        kernel: "rms_norm".into(),
-        groups: [batch, 1, 1],
-        threads: NORM_THREADS,
-        shared: vec![PARTIAL],
+        kernel: if half { "split_heads_f16" } else { "split_heads_f32" }.into(),
+        groups: [s.heads + 2 * s.kv_heads, s.positions, 1],
+        threads: SIMDGROUP,
+        shared: vec![],
         arguments: vec![
-            ("x", Argument::Input(0)),
-            ("factor", Argument::Input(1)),
+            ("q", Argument::Input(0)),
+            ("k", Argument::Input(1)),
+            ("v", Argument::Input(2)),
+            ("q_bias", bias(0)),
+            ("k_bias", bias(1)),
+            ("v_bias", bias(2)),
+            ("q_factor", factor(0)),
+            ("k_factor", factor(1)),
+            ("cosines", Argument::Input(5)),
+            ("sines", Argument::Input(6)),
             ("y", Argument::Output),
-            ("p", words(&[cols as u32, eps.to_bits()])),
+            ("keys", Argument::Written(3)),
+            ("values", Argument::Written(4)),
+            ("p", words(&p)),
         ],
     }
 }
@@ -240,25 +388,6 @@ pub fn gated(count: usize, gelu: bool) -> Launch {
             ("up", Argument::Input(1)),
             ("y", Argument::Output),
             ("count", words(&[count as u32])),
-        ],
-    }
-}
-
-/// The turn of each pair of `x [heads, positions, head_dim]` by cosines and sines `[positions, head_dim / 2]`: inputs 0 to 2 to
-/// the output.
-pub fn rope([heads, positions, head_dim]: [usize; 3]) -> Launch {
-    let pairs = heads * positions * head_dim / 2;
-    Launch {
-        kernel: "rope".into(),
-        groups: [pairs.div_ceil(NORM_THREADS), 1, 1],
-        threads: NORM_THREADS,
-        shared: vec![],
-        arguments: vec![
-            ("x", Argument::Input(0)),
-            ("cosines", Argument::Input(1)),
-            ("sines", Argument::Input(2)),
-            ("y", Argument::Output),
-            ("p", words(&[pairs, positions, head_dim].map(|n| n as u32))),
         ],
     }
 }

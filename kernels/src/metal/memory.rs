@@ -31,6 +31,11 @@ pub(crate) struct Resident {
 }
 
 impl Resident {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.parts.len()
+    }
+
     /// A part's buffer, and where the part begins in it.
     pub fn part(&self, index: usize) -> Option<(&Buffer, usize)> {
         self.parts.get(index).map(|(buffer, offset)| (&**buffer, *offset))

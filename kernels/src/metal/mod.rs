@@ -9,7 +9,8 @@
 //! | `gemv_units.metal`, `gemv_trellis.metal`, `gemv_float.metal` | products with up to 8 inputs, straight from the codes |
 //! | `gemm.metal` | products with more inputs, by matrices of a simdgroup |
 //! | `rotate.metal` | the rotation of an input, alone or behind a norm or a gated product |
-//! | `elementwise.metal` | the norm and the gated product alone, and the rotary embedding |
+//! | `elementwise.metal` | the norm and the gated product alone |
+//! | `heads.metal` | queries, keys and values made ready for attention, and kept |
 //! | `decode.metal` | embedding look-up, low-rank and sparse corrections |
 //! | `attention.metal` | attention |
 
@@ -20,8 +21,8 @@ mod launch;
 pub(crate) mod memory;
 
 pub use launch::{
-    Argument, Before, GEMV_BATCH, Launch, attention, gated, gather, product, rms_norm, rope, rotate, sparse,
-    transposed,
+    Argument, Before, GEMV_BATCH, HeadsShape, Launch, Sum, attention, gated, gather, joined, norm, product,
+    products, rotate, sparse, split_heads, transposed,
 };
 
 /// The first Metal device; `None` where there is none, or the crate is built without the feature `metal`.
@@ -48,6 +49,7 @@ pub const SOURCE: &str = concat!(
     file!("gemv_float.metal"),
     file!("rotate.metal"),
     file!("elementwise.metal"),
+    file!("heads.metal"),
     file!("decode.metal"),
     file!("gemm.metal"),
     file!("attention.metal"),

@@ -81,7 +81,7 @@ impl CustomOp3 for DenseAttention {
         };
         let inputs =
             [(q, q_layout.start_offset()), (k, k_layout.start_offset()), (v, v_layout.start_offset())];
-        let y = device::run(name, q.device(), &[launch], None, &inputs, n * heads * head_dim)?;
+        let y = device::run(name, q.device(), &[launch], &[], &inputs, n * heads * head_dim)?;
         Ok((y, (n, heads * head_dim).into()))
     }
 }

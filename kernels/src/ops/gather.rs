@@ -50,7 +50,7 @@ impl CustomOp1 for Gather {
         let launches = metal::gather(packed, weight.rotation().map(|rotation| &**rotation), end - start);
         let parts = packed.resident(device)?;
         let count = (end - start) * packed.cols();
-        let rows = device::run(name, device, &launches, Some(&parts), &[(storage, start)], count)?;
+        let rows = device::run(name, device, &launches, &[parts], &[(storage, start)], count)?;
         Ok((rows, (end - start, packed.cols()).into()))
     }
 }

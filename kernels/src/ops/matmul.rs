@@ -49,13 +49,13 @@ impl CustomOp1 for MatMul {
         let (device, launch) = (storage.device(), metal::product(&self.0, batch));
         let parts = self.0.resident(device)?;
         let count = batch * self.0.rows();
-        let y = device::run(self.name(), device, &[launch], Some(&parts), &[(storage, x.start)], count)?;
+        let y = device::run(self.name(), device, &[launch], &[parts], &[(storage, x.start)], count)?;
         Ok((y, with_last_dim(layout, self.0.rows())))
     }
 }
 
 /// `y [batch, rows]` for `x [batch, cols]`, parallel over panels of rows.
-fn matmul(w: &Packed, x: &[f32], batch: usize) -> crate::Result<Vec<f32>> {
+pub(super) fn matmul(w: &Packed, x: &[f32], batch: usize) -> crate::Result<Vec<f32>> {
     let panel_dot = arch::kernels()?.panel_dot;
     // Computed as y^T [rows, batch], so that each panel of rows owns one run of memory.
     let mut transposed = vec![0.0; w.rows() * batch];

@@ -5,27 +5,31 @@
 
 mod attention;
 mod dense_attention;
+mod gated;
 mod gather;
 mod matmat;
 mod matmul;
 mod matvec;
-mod rope;
+mod norm;
+mod products;
 mod rotate;
 mod softmax;
 mod sparse;
-mod swiglu;
+mod split_heads;
 mod transposed;
 
 pub use attention::Attention;
 pub use dense_attention::DenseAttention;
+pub use gated::{Activation, Gated};
 pub use gather::Gather;
 pub use matmat::{MatMat, matmat};
 pub use matmul::MatMul;
 pub use matvec::{MatVec, matvec};
-pub use rope::Rope;
+pub use norm::{Norm, RmsScale};
+pub use products::Products;
 pub use rotate::Rotate;
 pub use sparse::SparseMatMul;
-pub use swiglu::SwiGlu;
+pub use split_heads::SplitHeads;
 pub use transposed::TransposedMatMul;
 
 use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor};
@@ -108,6 +112,58 @@ impl<S: Deref<Target = Storage>> HeldMatrices<'_, S> {
             Storage::Cpu(storage) => strided_rows(self.what, storage, self.layout),
             _ => Err(Error::Msg(format!("{}: must be on the CPU", self.what)).bt()),
         }
+    }
+}
+
+/// A tensor that an op reads besides its inputs, kept from being written meanwhile.
+struct FloatsOf<'a, S> {
+    storage: S,
+    layout: &'a Layout,
+}
+
+impl<'a> FloatsOf<'a, ()> {
+    /// This tensor.
+    #[allow(clippy::new_ret_no_self)]
+    fn new(tensor: &'a Tensor) -> FloatsOf<'a, impl Deref<Target = Storage> + 'a> {
+        let (storage, layout) = tensor.storage_and_layout();
+        FloatsOf { storage, layout }
+    }
+}
+
+impl<S: Deref<Target = Storage>> FloatsOf<'_, S> {
+    /// Its values on the CPU, f32, of which there must be so many.
+    fn get(&self, op: &str, count: usize) -> Result<&[f32]> {
+        match (&*self.storage, self.layout.contiguous_offsets()) {
+            (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) if end - start == count => {
+                Ok(&values[start..end])
+            }
+            _ => Err(self.refuse(op, count)),
+        }
+    }
+
+    /// Where its values, f32, lie on a Metal device.
+    #[cfg(feature = "metal")]
+    fn on_metal(&self, op: &str, count: usize) -> Result<crate::metal::device::Input<'_>> {
+        let input = self.any_on_metal(op)?;
+        let fits = self.layout.is_contiguous() && self.layout.shape().elem_count() == count;
+        if fits && self.storage.dtype() == DType::F32 { Ok(input) } else { Err(self.refuse(op, count)) }
+    }
+
+    /// Where it begins on a Metal device, of whatever type it is.
+    #[cfg(feature = "metal")]
+    fn any_on_metal(&self, op: &str) -> Result<crate::metal::device::Input<'_>> {
+        match &*self.storage {
+            Storage::Metal(storage) => Ok((storage, self.layout.start_offset())),
+            _ => Err(self.refuse(op, self.layout.shape().elem_count())),
+        }
+    }
+
+    fn refuse(&self, op: &str, count: usize) -> Error {
+        let (dims, dtype) = (self.layout.dims(), self.storage.dtype());
+        Error::Msg(format!(
+            "{op}: operand {dims:?} {dtype:?} must be {count} contiguous F32 on the input's device"
+        ))
+        .bt()
     }
 }
 

@@ -38,7 +38,7 @@ impl CustomOp1 for Rotate {
     fn metal_fwd(&self, storage: &MetalStorage, layout: &Layout) -> Result<(MetalStorage, Shape)> {
         let (x, batch) = super::rows_in(self.name(), storage.dtype(), layout, self.0.cols())?;
         let launches = metal::rotate(&self.0, batch, metal::Before::Nothing);
-        let y = device::run(self.name(), storage.device(), &launches, None, &[(storage, x.start)], x.len())?;
+        let y = device::run(self.name(), storage.device(), &launches, &[], &[(storage, x.start)], x.len())?;
         Ok((y, layout.shape().clone()))
     }
 }

@@ -35,7 +35,7 @@ impl CustomOp1 for SparseMatMul {
         let (device, launch) = (storage.device(), metal::sparse(&self.0, batch));
         let parts = self.0.resident(device)?;
         let count = batch * self.0.rows();
-        let y = device::run(self.name(), device, &[launch], Some(&parts), &[(storage, x.start)], count)?;
+        let y = device::run(self.name(), device, &[launch], &[parts], &[(storage, x.start)], count)?;
         Ok((y, with_last_dim(layout, self.0.rows())))
     }
 }

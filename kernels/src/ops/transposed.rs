@@ -40,7 +40,7 @@ impl CustomOp1 for TransposedMatMul {
         let (device, launch) = (storage.device(), metal::transposed(&self.0, batch));
         let parts = self.0.resident(device)?;
         let count = batch * self.0.cols();
-        let y = device::run(self.name(), device, &[launch], Some(&parts), &[(storage, z.start)], count)?;
+        let y = device::run(self.name(), device, &[launch], &[parts], &[(storage, z.start)], count)?;
         Ok((y, with_last_dim(layout, self.0.cols())))
     }
 }

@@ -3,7 +3,8 @@
 use super::{Linear, NormStyle, RmsNorm, RotaryTable};
 use crate::{Result, checkpoint::Tensors, kv_cache::LayerCache};
 use candle_core::{Device, Tensor};
-use squish_kernels::Input;
+use squish_kernels::{Input, Rotation, ops::SplitHeads};
+use std::sync::Arc;
 
 /// Head counts and sizes, and what a family adds to the scheme.
 #[derive(Debug, Clone, Copy)]
@@ -61,28 +62,36 @@ impl Attention {
         })
     }
 
+    /// The rotation that the layer's input may come in.
+    pub fn rotation(&self) -> Option<Arc<Rotation>> {
+        Linear::rotation([&self.q, &self.k, &self.v])
+    }
+
     /// `x [n, hidden_size]` to the same shape, for the `n` positions after those in the cache.
     ///
     /// # Errors
     /// When a tensor operation fails.
     pub fn forward(
         &self,
-        x: Tensor,
+        x: &Input,
         rotary: &RotaryTable,
         cache: &mut LayerCache,
     ) -> candle_core::Result<Tensor> {
         let AttentionShape { heads, kv_heads, head_dim, window, .. } = self.shape;
-        let n = x.dim(0)?;
-        let x = Input::new(x);
-        // [n, heads * head_dim] -> [heads, n, head_dim]
-        let split = |t: Tensor, heads: usize| t.reshape((n, heads, head_dim))?.transpose(0, 1)?.contiguous();
-        let [q, k, v] = Linear::forward_together([&self.q, &self.k, &self.v], &x)?;
-        let (mut q, mut k, v) = (split(q, heads)?, split(k, kv_heads)?, split(v, kv_heads)?);
-        if let Some((q_norm, k_norm)) = &self.head_norms {
-            (q, k) = (q_norm.forward(&q)?, k_norm.forward(&k)?);
-        }
-        let (q, k) = (rotary.apply(&q)?, rotary.apply(&k)?);
-        cache.append(&k, &v, window)?;
+        let [q, k, v] = Linear::products([&self.q, &self.k, &self.v], x)?;
+        let split = SplitHeads {
+            heads,
+            kv_heads,
+            head_dim,
+            biases: match [&self.q, &self.k, &self.v].map(Linear::bias) {
+                [Some(q), Some(k), Some(v)] => Some([q, k, v]),
+                _ => None,
+            },
+            norms: self.head_norms.as_ref().map(|(q, k)| [q.scale(), k.scale()]),
+            cos: rotary.cos(),
+            sin: rotary.sin(),
+        };
+        let q = cache.append_heads(&split, [&q, &k, &v], window)?;
         let scale = self.shape.score_scale as f32;
         let softcap = self.shape.score_cap.map(|cap| cap as f32);
         let y = cache.attend(&q, scale, softcap)?;

@@ -2,7 +2,7 @@
 
 use crate::{Result, checkpoint::Tensors};
 use candle_core::{Device, Tensor};
-use squish_kernels::{Input, Weight};
+use squish_kernels::{Input, Rotation, Weight};
 use std::sync::Arc;
 
 /// Sees the inputs of the linears of a model that was loaded from a checkpoint with
@@ -41,6 +41,19 @@ impl Linear {
         Ok(Self { weight, bias, observer: tensors.observer("weight") })
     }
 
+    /// The rotation that these share and that their input may come in; `None` where they share none, or somebody wants to see the
+    /// input as it is.
+    pub fn rotation<const N: usize>(linears: [&Self; N]) -> Option<Arc<Rotation>> {
+        let first = linears.first()?.weight.rotation()?;
+        let same = |linear: &&Self| linear.observer.is_none() && linear.weight.rotation() == Some(first);
+        linears.iter().all(same).then(|| first.clone())
+    }
+
+    /// `b`, if there is one.
+    pub fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
     /// `x [positions, in_features] -> [positions, out_features]`. Linears of one [`Input`] share its rotation.
     ///
     /// # Errors
@@ -58,16 +71,25 @@ impl Linear {
         linears: [&Self; N],
         x: &Input,
     ) -> candle_core::Result<[Tensor; N]> {
+        let mut outputs = Self::products(linears, x)?;
+        for (y, linear) in outputs.iter_mut().zip(linears) {
+            if let Some(bias) = &linear.bias {
+                *y = y.broadcast_add(bias)?;
+            }
+        }
+        Ok(outputs)
+    }
+
+    /// [`Linear::forward_together`] without the biases, for who adds them in passing.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn products<const N: usize>(linears: [&Self; N], x: &Input) -> candle_core::Result<[Tensor; N]> {
         for (name, observer) in linears.iter().filter_map(|linear| linear.observer.as_ref()) {
             observer.input(name, x)?;
         }
         let products = Weight::forward_together(&linears.map(|linear| &linear.weight), x)?;
-        let add = |(y, linear): (Tensor, &Self)| match &linear.bias {
-            Some(bias) => y.broadcast_add(bias),
-            None => Ok(y),
-        };
-        let outputs = products.into_iter().zip(linears).map(add).collect::<candle_core::Result<Vec<_>>>()?;
-        Ok(outputs.try_into().expect("an output for each linear"))
+        Ok(products.try_into().expect("an output for each linear"))
     }
 }
 

@@ -3,16 +3,9 @@
 use super::Linear;
 use crate::{Result, checkpoint::Tensors};
 use candle_core::{Device, Tensor};
-use squish_kernels::{Input, ops::SwiGlu};
-
-/// What the gate passes through.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Activation {
-    /// `x / (1 + exp(-x))`.
-    Silu,
-    /// `x / 2 * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x^3)))`, the approximation of GELU by tanh.
-    GeluTanh,
-}
+pub use squish_kernels::ops::Activation;
+use squish_kernels::{Input, Rotation, ops::Gated};
+use std::sync::Arc;
 
 /// `down(activation(gate(x)) * up(x))`.
 #[derive(Debug, Clone)]
@@ -44,17 +37,20 @@ impl GatedMlp {
         })
     }
 
+    /// The rotation that the layer's input may come in.
+    pub fn rotation(&self) -> Option<Arc<Rotation>> {
+        Linear::rotation([&self.gate, &self.up])
+    }
+
     /// `x [positions, hidden_size]` to the same shape.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn forward(&self, x: Tensor) -> candle_core::Result<Tensor> {
-        let x = Input::new(x);
-        let [gate, up] = Linear::forward_together([&self.gate, &self.up], &x)?;
-        let gated = match self.activation {
-            Activation::Silu => gate.apply_op2_no_bwd(&up, &SwiGlu)?,
-            Activation::GeluTanh => (gate.gelu()? * up)?,
-        };
-        self.down.forward(&Input::new(gated))
+    pub fn forward(&self, x: &Input) -> candle_core::Result<Tensor> {
+        let [gate, up] = Linear::forward_together([&self.gate, &self.up], x)?;
+        let rotation = Linear::rotation([&self.down]);
+        let op = Gated { activation: self.activation, rotation: rotation.clone() };
+        let gated = gate.apply_op2_no_bwd(&up, &op)?;
+        self.down.forward(&Input::rotated_by(rotation, gated))
     }
 }

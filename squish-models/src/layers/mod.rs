@@ -11,5 +11,5 @@ mod rotary;
 pub use attention::{Attention, AttentionShape};
 pub use linear::{Embedding, Linear, Observer};
 pub use mlp::{Activation, GatedMlp};
-pub use norm::{NormStyle, RmsNorm};
+pub use norm::{NormStyle, RmsNorm, Stream};
 pub use rotary::{Rope, RopeScaling, Rotary, RotaryTable};

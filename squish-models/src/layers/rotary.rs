@@ -6,7 +6,6 @@
 
 use candle_core::{Device, Result, Tensor};
 use serde::Deserialize;
-use squish_kernels::ops;
 use std::f64::consts::TAU;
 
 /// What a configuration says of a rotary embedding.
@@ -179,24 +178,25 @@ impl Rotary {
     /// # Errors
     /// When a tensor cannot be made.
     pub fn table(&self, start: usize, n: usize, device: &Device) -> Result<RotaryTable> {
-        let angles: Vec<f32> =
-            (start..start + n).flat_map(|p| self.frequencies.iter().map(move |f| p as f32 * f)).collect();
-        let angles = Tensor::from_vec(angles, (n, self.frequencies.len()), device)?;
-        let (cos, sin) = (angles.cos()?, angles.sin()?);
-        if self.amplitude == 1.0 {
-            return Ok(RotaryTable { cos, sin });
-        }
-        Ok(RotaryTable { cos: (cos * self.amplitude)?, sin: (sin * self.amplitude)? })
+        let angles = || (start..start + n).flat_map(|p| self.frequencies.iter().map(move |f| p as f32 * f));
+        let amplitude = self.amplitude as f32;
+        let table = |f: fn(f32) -> f32| {
+            let values: Vec<f32> = angles().map(|angle| f(angle) * amplitude).collect();
+            Tensor::from_vec(values, (n, self.frequencies.len()), device)
+        };
+        Ok(RotaryTable { cos: table(f32::cos)?, sin: table(f32::sin)? })
     }
 }
 
 impl RotaryTable {
-    /// Turns `x [heads, positions, head_dim]`.
-    ///
-    /// # Errors
-    /// When a tensor operation fails.
-    pub fn apply(&self, x: &Tensor) -> Result<Tensor> {
-        x.contiguous()?.apply_op3_no_bwd(&self.cos, &self.sin, &ops::Rope)
+    /// Cosines `[positions, head_dim / 2]`.
+    pub fn cos(&self) -> &Tensor {
+        &self.cos
+    }
+
+    /// Sines `[positions, head_dim / 2]`.
+    pub fn sin(&self) -> &Tensor {
+        &self.sin
     }
 }
 

@@ -115,9 +115,9 @@ impl Observer for Tap {
         RUNS.with_borrow_mut(|runs| {
             let Some(run) = runs.last_mut() else { return Ok(()) };
             match &run.wanted {
-                None => run.order.push((weight.into(), input.plain().id())),
+                None => run.order.push((weight.into(), input.plain()?.id())),
                 Some((wanted, stop)) if wanted == weight => {
-                    run.found = Some(input.plain().contiguous()?);
+                    run.found = Some(input.plain()?.contiguous()?);
                     if *stop {
                         return Err(candle_core::Error::Msg("stopped at the wanted input".into()));
                     }

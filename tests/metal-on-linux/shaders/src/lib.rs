@@ -22,6 +22,8 @@ pub struct Shaders {
 pub struct Outcome {
     /// The output's bytes.
     pub output: Vec<u8>,
+    /// The inputs' bytes afterwards.
+    pub inputs: Vec<Vec<u8>>,
     /// Of each launch.
     pub reports: Vec<Report>,
 }
@@ -101,7 +103,7 @@ impl Shaders {
                 .iter()
                 .map(|(_, argument)| match argument {
                     Argument::Part(i) => parts[*i],
-                    Argument::Input(i) => inputs[*i],
+                    Argument::Input(i) | Argument::Written(i) => inputs[*i],
                     Argument::Output => output,
                     Argument::Bytes(bytes) => memory.hold(bytes),
                 })
@@ -118,10 +120,11 @@ impl Shaders {
             // SAFETY: the buffers are the library's own memory, in use by this launch alone.
             reports.push(unsafe { self.library.run(&run) }.map_err(|fault| fault.to_string())?);
         }
-        Ok(Outcome { output: memory.read(output), reports })
+        let inputs = inputs.into_iter().map(|input| memory.read(input)).collect();
+        Ok(Outcome { output: memory.read(output), inputs, reports })
     }
 
-    /// Whether a launch names the arguments that its kernel declares, at the same indices, writes only to the output, and
+    /// Whether a launch names the arguments that its kernel declares, at the same indices, writes only where it may, and
     /// keeps to Metal's limits.
     pub fn check_arguments(&self, launch: &Launch) -> Result<(), String> {
         let name = &launch.kernel;
@@ -142,8 +145,8 @@ impl Shaders {
                     if parameter.writable != (*argument == Argument::Output) && *bound == "y" {
                         return Err(format!("{name}: `{bound}` is not bound to the output"));
                     }
-                    if parameter.writable && *bound != "y" {
-                        return Err(format!("{name}: `{bound}` is writable"));
+                    if *bound != "y" && parameter.writable != matches!(argument, Argument::Written(_)) {
+                        return Err(format!("{name}: `{bound}` is writable, or bound as if it were"));
                     }
                 }
                 Source::Shared(_) => shared += 1,

@@ -4,11 +4,13 @@ use shader_runner::lint;
 use shader_tests::{Random, Shaders};
 use squish_kernels::{
     Rotation, Sparse,
-    metal::{self, Before, Launch},
+    metal::{self, Before, HeadsShape, Launch, Sum},
     ops::DenseAttention,
     scheme,
 };
 use std::collections::BTreeSet;
+
+const SUMS: [Sum; 3] = [Sum::Nothing, Sum::Added, Sum::Normed { eps: 1e-5 }];
 
 /// Launches of every kind.
 fn launches() -> Vec<Launch> {
@@ -28,8 +30,11 @@ fn launches() -> Vec<Launch> {
     }
     for block in (1..=15).map(|bits| 1 << bits) {
         let rotation = Rotation::new(block, block, 1).unwrap();
-        for before in [Before::Nothing, Before::Norm { eps: 1e-6 }, Before::Silu, Before::Gelu] {
+        for before in [Before::Nothing, Before::Silu, Before::Gelu] {
             all.extend(metal::rotate(&rotation, 2, before));
+        }
+        for sum in SUMS {
+            all.extend(metal::norm(block, 2, sum, 1e-6, Some(&rotation)));
         }
     }
     let op = DenseAttention { scale: 1.0, softcap: None, window: None };
@@ -40,8 +45,20 @@ fn launches() -> Vec<Launch> {
     }
     let sparse = Sparse::new(2, 3, vec![0; 12].into(), vec![].into(), vec![].into()).unwrap();
     all.push(metal::sparse(&sparse, 1));
-    all.push(metal::rms_norm(5, 1, 1e-6));
-    all.push(metal::rope([2, 3, 64]));
+    all.extend(SUMS.iter().flat_map(|&sum| metal::norm(5, 1, sum, 1e-6, None)));
+    for (biased, norm) in [(false, None), (true, Some(1e-6))] {
+        let (strides, start) = ([640, 640], 3);
+        let s =
+            HeadsShape { heads: 4, kv_heads: 2, positions: 2, head_dim: 64, start, strides, biased, norm };
+        all.extend([false, true].map(|half| metal::split_heads(&s, half)));
+    }
+    for scheme in scheme::ALL {
+        let cols = [64, 7][usize::from(scheme.integers().is_none())];
+        for cols in [64, cols] {
+            let w = Random::new(1).matrix(scheme.name(), 5, cols).packed;
+            all.extend([2, 3].map(|n| metal::products(&vec![&w; n])));
+        }
+    }
     all.extend([false, true].map(|gelu| metal::gated(9, gelu)));
     all
 }

@@ -43,6 +43,46 @@ fn every_scheme_equals_the_reference() {
     }
 }
 
+/// Several matrices of one input in one launch: what they give one at a time, to the bit, and each code read once.
+#[test]
+fn products_of_one_input_together() {
+    let shaders = Shaders::new();
+    let mut cases: Vec<Vec<&str>> =
+        scheme::ALL.iter().flat_map(|s| [vec![s.name(); 2], vec![s.name(); 3]]).collect();
+    cases.extend([vec!["tcq2", "tcq3", "tcq5"], vec!["tcq4", "tcq2"]]);
+    for (i, names) in cases.iter().enumerate() {
+        for cols in widths(names[0]) {
+            let random = &mut Random::new(i as u64);
+            let rows = [37, 1, 16];
+            let all: Vec<_> =
+                names.iter().zip(rows).map(|(name, rows)| random.matrix(name, rows, cols)).collect();
+            let weights: Vec<_> = all.iter().map(|w| &w.packed).collect();
+            assert_eq!(metal::joined(&weights), names.len());
+            let x = bytes(&random.floats(cols));
+            let mut expected = Vec::new();
+            for w in &all {
+                let launches = [metal::product(&w.packed, 1)];
+                expected
+                    .extend(shaders.run(&launches, &w.parts(), &[&x], 4 * w.packed.rows(), ORDERS[0]).output);
+            }
+            let parts: Vec<&[u8]> = all.iter().flat_map(|w| w.parts()).collect();
+            let launches = [metal::products(&weights)];
+            let found = shaders.run(&launches, &parts, &[&x], expected.len(), ORDERS[i % 3]);
+            assert_eq!(found.output, expected, "{names:?} of {cols}");
+            for (i, w) in all.iter().enumerate() {
+                assert_eq!(
+                    found.reports[0].traffic[i].loaded,
+                    w.parts[0].len() as u64,
+                    "{names:?} of {cols}"
+                );
+            }
+        }
+    }
+    let random = &mut Random::new(1);
+    let [a, b, c] = ["int4", "int8", "tcq2"].map(|name| random.matrix(name, 3, 64).packed);
+    assert_eq!((metal::joined(&[&a, &b]), metal::joined(&[&c, &a]), metal::joined(&[&c; 5])), (1, 1, 3));
+}
+
 #[test]
 fn orders_do_not_matter() {
     let shaders = Shaders::new();

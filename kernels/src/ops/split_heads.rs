@@ -1,0 +1,331 @@
+//! Queries, keys and values as attention wants them.
+
+use super::{FloatsOf, RmsScale, norm, rows_of};
+use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Tensor};
+use rayon::prelude::*;
+#[cfg(feature = "metal")]
+use {
+    crate::metal::{self, device},
+    candle_core::{DType, MetalStorage, backend::BackendStorage},
+};
+
+/// Values from which on several threads are worth waking.
+const MANY: usize = 1 << 15;
+
+/// Queries `[n, heads * head_dim]`, keys and values `[n, kv_heads * head_dim]`, all f32, to heads `[.., n, head_dim]`: with biases added,
+/// queries and keys normalised head by head, and turned (Su et al., "RoFormer", 2021): `(a, b)` dimensions `i` and `i + head_dim / 2` of a head
+/// at position `p`,
+///
+/// ```text
+/// (a, b) <- (a cos[p, i] - b sin[p, i], a sin[p, i] + b cos[p, i])
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct SplitHeads<'a> {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads.
+    pub kv_heads: usize,
+    /// Width of a head, even.
+    pub head_dim: usize,
+    /// Added to queries, keys and values.
+    pub biases: Option<[&'a Tensor; 3]>,
+    /// Norms of queries and keys, with the same `eps`.
+    pub norms: Option<[RmsScale<'a>; 2]>,
+    /// Cosines `[n, head_dim / 2]`.
+    pub cos: &'a Tensor,
+    /// Sines.
+    pub sin: &'a Tensor,
+}
+
+impl SplitHeads<'_> {
+    /// Queries `[heads, n, head_dim]`, keys and values `[kv_heads, n, head_dim]`.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or the device has no such op.
+    pub fn split(&self, [q, k, v]: [&Tensor; 3]) -> Result<[Tensor; 3]> {
+        let (n, dim) = (q.dim(0)?, self.head_dim);
+        if !q.device().is_cpu() {
+            let held = || Tensor::zeros((self.kv_heads, n, dim), q.dtype(), q.device());
+            let (keys, values) = (held()?, held()?);
+            let q = self.append([q, k, v], [&keys, &values], 0)?;
+            return Ok([q, keys, values]);
+        }
+        let all = q.apply_op3_no_bwd(k, v, &Heads { of: self, held: None })?;
+        let mut start = 0;
+        let mut part = |heads: usize| {
+            let part = all.narrow(0, start, heads * n * dim)?.reshape((heads, n, dim));
+            start += heads * n * dim;
+            part
+        };
+        Ok([part(self.heads)?, part(self.kv_heads)?, part(self.kv_heads)?])
+    }
+
+    /// The queries `[heads, n, head_dim]`; keys and values are put into `held`, `[kv_heads, capacity, head_dim]` f32 or f16 each, at
+    /// position `start`.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or the device has no such op.
+    pub fn append(&self, qkv: [&Tensor; 3], held: [&Tensor; 2], start: usize) -> Result<Tensor> {
+        let [q, k, v] = qkv;
+        if q.device().is_cpu() {
+            let [q, k, v] = self.split(qkv)?;
+            for (new, held) in [k, v].iter().zip(held) {
+                held.slice_set(&new.to_dtype(held.dtype())?, 1, start)?;
+            }
+            return Ok(q);
+        }
+        let n = q.dim(0)?;
+        for held in held {
+            let (heads, capacity, dim) = held.dims3()?;
+            let fits = heads == self.kv_heads && dim == self.head_dim && start + n <= capacity;
+            if !fits || !held.is_contiguous() {
+                return Err(self.refuse(&format!("keys or values {:?} at {start}", held.dims())));
+            }
+        }
+        q.apply_op3_no_bwd(k, v, &Heads { of: self, held: Some((held, start)) })
+    }
+
+    fn refuse(&self, what: &str) -> Error {
+        let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
+        let message = format!("{NAME}: {what} does not fit {heads} and {kv_heads} heads of {dim}");
+        Error::Msg(message).bt()
+    }
+
+    /// The new positions, where all sizes fit each other.
+    fn check(&self, q: &Layout, k: &Layout, v: &Layout) -> Result<usize> {
+        let dim = self.head_dim;
+        let n = q.dims().first().copied().unwrap_or(0);
+        let (cols, kv_cols) = (self.heads * dim, self.kv_heads * dim);
+        let same = |layout: &Layout, cols| layout.dims() == [n, cols];
+        if !same(q, cols) || !same(k, kv_cols) || !same(v, kv_cols) || dim == 0 || !dim.is_multiple_of(2) {
+            return Err(self.refuse(&format!("{:?}, {:?} and {:?}", q.dims(), k.dims(), v.dims())));
+        }
+        Ok(n)
+    }
+}
+
+const NAME: &str = "squish-split-heads";
+
+/// The op: to all heads, one after the other, or to the queries' alone, with the others put where they are held.
+struct Heads<'a> {
+    of: &'a SplitHeads<'a>,
+    held: Option<([&'a Tensor; 2], usize)>,
+}
+
+impl CustomOp3 for Heads<'_> {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn cpu_fwd(
+        &self,
+        q: &CpuStorage,
+        q_layout: &Layout,
+        k: &CpuStorage,
+        k_layout: &Layout,
+        v: &CpuStorage,
+        v_layout: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let SplitHeads { heads, kv_heads, head_dim: dim, .. } = *self.of;
+        let n = self.of.check(q_layout, k_layout, v_layout)?;
+        if self.held.is_some() {
+            return Err(self.of.refuse("a place for keys"));
+        }
+        let (q, _) = rows_of(NAME, q, q_layout, heads * dim)?;
+        let (k, _) = rows_of(NAME, k, k_layout, kv_heads * dim)?;
+        let (v, _) = rows_of(NAME, v, v_layout, kv_heads * dim)?;
+        let biases = self.of.biases.map(|biases| biases.map(FloatsOf::new));
+        let bias = |i: usize, count| biases.as_ref().map(|biases| biases[i].get(NAME, count)).transpose();
+        let biases = [bias(0, heads * dim)?, bias(1, kv_heads * dim)?, bias(2, kv_heads * dim)?];
+        let factors = self.of.norms.map(|norms| norms.map(|norm| FloatsOf::new(norm.factor)));
+        let norm = |i: usize| match (&factors, &self.of.norms) {
+            (Some(factors), Some(norms)) => Ok::<_, Error>(Some((factors[i].get(NAME, dim)?, norms[i].eps))),
+            _ => Ok(None),
+        };
+        let norms = [norm(0)?, norm(1)?, None];
+        let [cos, sin] = [self.of.cos, self.of.sin].map(FloatsOf::new);
+        let (cos, sin) = (cos.get(NAME, n * dim / 2)?, sin.get(NAME, n * dim / 2)?);
+        let parts = [(q, heads), (k, kv_heads), (v, kv_heads)];
+        // Row i of the output is head i / n, counted on from queries to keys to values, at position i % n.
+        let row = |i: usize, y: &mut [f32]| {
+            let (mut head, position) = (i / n, i % n);
+            let mut kind = 0;
+            while head >= parts[kind].1 {
+                (head, kind) = (head - parts[kind].1, kind + 1);
+            }
+            let (x, count) = parts[kind];
+            y.copy_from_slice(&x[(position * count + head) * dim..][..dim]);
+            if let Some(bias) = biases[kind] {
+                y.iter_mut().zip(&bias[head * dim..]).for_each(|(y, bias)| *y += bias);
+            }
+            if let Some((factor, eps)) = norms[kind] {
+                norm::scale(y, factor, eps);
+            }
+            if kind < 2 {
+                let at = position * dim / 2..(position + 1) * dim / 2;
+                let (low, high) = y.split_at_mut(dim / 2);
+                let values = low.iter_mut().zip(high).zip(cos[at.clone()].iter().zip(&sin[at]));
+                for ((low, high), (cos, sin)) in values {
+                    (*low, *high) = (*low * cos - *high * sin, *low * sin + *high * cos);
+                }
+            }
+        };
+        let mut y = vec![0.0; (heads + 2 * kv_heads) * n * dim];
+        if y.len() < MANY {
+            y.chunks_mut(dim).enumerate().for_each(|(i, y)| row(i, y));
+        } else {
+            y.par_chunks_mut(dim).enumerate().for_each(|(i, y)| row(i, y));
+        }
+        let count = y.len();
+        Ok((CpuStorage::F32(y), count.into()))
+    }
+
+    #[cfg(feature = "metal")]
+    fn metal_fwd(
+        &self,
+        q: &MetalStorage,
+        q_layout: &Layout,
+        k: &MetalStorage,
+        k_layout: &Layout,
+        v: &MetalStorage,
+        v_layout: &Layout,
+    ) -> Result<(MetalStorage, Shape)> {
+        let of = self.of;
+        let SplitHeads { heads, kv_heads, head_dim: dim, .. } = *of;
+        let positions = of.check(q_layout, k_layout, v_layout)?;
+        let rows = |storage: &MetalStorage, layout, heads: usize| {
+            super::rows_in(NAME, storage.dtype(), layout, heads * dim).map(|(range, _)| range.start)
+        };
+        let mut inputs = vec![
+            (q, rows(q, q_layout, heads)?),
+            (k, rows(k, k_layout, kv_heads)?),
+            (v, rows(v, v_layout, kv_heads)?),
+        ];
+        let Some(([keys, values], start)) = self.held else {
+            return Err(of.refuse("no place for keys"));
+        };
+        let half = keys.dtype() == DType::F16;
+        if values.dtype() != keys.dtype() || !(half || keys.dtype() == DType::F32) {
+            return Err(of.refuse(&format!("keys {:?} and values {:?}", keys.dtype(), values.dtype())));
+        }
+        let pairs = positions * dim / 2;
+        let mut operands = vec![(of.cos, pairs), (of.sin, pairs)];
+        if let Some(biases) = of.biases {
+            operands.extend(biases.into_iter().zip([heads, kv_heads, kv_heads].map(|heads| heads * dim)));
+        }
+        operands.extend(of.norms.iter().flatten().map(|norm| (norm.factor, dim)));
+        let held = [keys, values].map(FloatsOf::new);
+        for held in &held {
+            inputs.push(held.any_on_metal(NAME)?);
+        }
+        let others: Vec<_> = operands.iter().map(|(tensor, _)| FloatsOf::new(tensor)).collect();
+        for (other, (_, count)) in others.iter().zip(&operands) {
+            inputs.push(other.on_metal(NAME, *count)?);
+        }
+        let strides = [keys, values].map(|held| held.dims()[1] * dim);
+        let (biased, norm) = (of.biases.is_some(), of.norms.map(|[q, _]| q.eps));
+        let shape =
+            metal::HeadsShape { heads, kv_heads, positions, head_dim: dim, start, strides, biased, norm };
+        let launch = metal::split_heads(&shape, half);
+        let y = device::run(NAME, q.device(), &[launch], &[], &inputs, heads * positions * dim)?;
+        Ok((y, (heads, positions, dim).into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{D, DType, Device};
+
+    fn random(dims: (usize, usize)) -> Tensor {
+        Tensor::randn(0f32, 1.0, dims, &Device::Cpu).unwrap()
+    }
+
+    /// Step by step, with Candle's operations.
+    fn expected(op: &SplitHeads, qkv: [&Tensor; 3]) -> [Tensor; 3] {
+        [0, 1, 2].map(|i| {
+            let x = qkv[i];
+            let heads = if i == 0 { op.heads } else { op.kv_heads };
+            let x = op.biases.map_or(x.clone(), |biases| x.broadcast_add(biases[i]).unwrap());
+            let n = x.dim(0).unwrap();
+            let mut x =
+                x.reshape((n, heads, op.head_dim)).unwrap().transpose(0, 1).unwrap().contiguous().unwrap();
+            if let Some(norms) = op.norms.filter(|_| i < 2) {
+                x = x
+                    .apply_op1_no_bwd(&super::super::Norm { scale: norms[i], added: None, rotation: None })
+                    .unwrap();
+            }
+            if i < 2 {
+                let half = op.head_dim / 2;
+                let [a, b] = [0, half].map(|start| x.narrow(D::Minus1, start, half).unwrap());
+                let by = |t: &Tensor, by: &Tensor| t.broadcast_mul(by).unwrap();
+                let (low, high) = (by(&a, op.cos) - by(&b, op.sin), by(&a, op.sin) + by(&b, op.cos));
+                x = Tensor::cat(&[low.unwrap(), high.unwrap()], D::Minus1).unwrap();
+            }
+            x
+        })
+    }
+
+    #[test]
+    fn equals_the_definition() {
+        for (heads, kv_heads, n, dim) in [(4, 2, 1, 8), (3, 3, 5, 64), (8, 1, 70, 64)] {
+            let qkv = [heads, kv_heads, kv_heads].map(|heads| random((n, heads * dim)));
+            let biases =
+                [heads, kv_heads, kv_heads].map(|heads| random((1, heads * dim)).squeeze(0).unwrap());
+            let factors = [0, 1].map(|_| random((1, dim)).squeeze(0).unwrap());
+            let (cos, sin) = (random((n, dim / 2)), random((n, dim / 2)));
+            for (biased, normed) in [(false, false), (true, false), (false, true), (true, true)] {
+                let op = SplitHeads {
+                    heads,
+                    kv_heads,
+                    head_dim: dim,
+                    biases: biased.then_some(biases.each_ref()),
+                    norms: normed.then_some(factors.each_ref().map(|factor| RmsScale { factor, eps: 1e-6 })),
+                    cos: &cos,
+                    sin: &sin,
+                };
+                let found = op.split(qkv.each_ref()).unwrap();
+                let expected = expected(&op, qkv.each_ref());
+                let held =
+                    [0, 1].map(|_| Tensor::zeros((kv_heads, n + 3, dim), DType::F32, &Device::Cpu).unwrap());
+                let q = op.append(qkv.each_ref(), held.each_ref(), 2).unwrap();
+                let appended = held.map(|held| held.narrow(1, 2, n).unwrap());
+                for found in [found, [q, appended[0].clone(), appended[1].clone()]] {
+                    for (found, expected) in found.iter().zip(&expected) {
+                        assert_eq!(found.dims(), expected.dims());
+                        let error = (found - expected).unwrap().abs().unwrap().max_all().unwrap();
+                        assert!(error.to_scalar::<f32>().unwrap() < 2e-5, "{heads} {n} {biased} {normed}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_what_does_not_fit() {
+        let (q, k, table) = (random((3, 16)), random((3, 8)), random((3, 4)));
+        let op = SplitHeads {
+            heads: 2,
+            kv_heads: 1,
+            head_dim: 8,
+            biases: None,
+            norms: None,
+            cos: &table,
+            sin: &table,
+        };
+        assert!(op.split([&q, &k, &k]).is_ok());
+        let short = random((2, 4));
+        let narrow = random((3, 4));
+        for (op, qkv) in [
+            (op, [&k, &k, &k]),
+            (op, [&q, &k, &q]),
+            (SplitHeads { cos: &short, ..op }, [&q, &k, &k]),
+            (SplitHeads { biases: Some([&q, &k, &k]), ..op }, [&q, &k, &k]),
+            (SplitHeads { head_dim: 7, ..op }, [&q, &k, &k]),
+            (op, [&q, &k, &narrow]),
+        ] {
+            let error = op.split(qkv).unwrap_err().to_string();
+            assert!(error.contains(NAME), "{error}");
+        }
+    }
+}

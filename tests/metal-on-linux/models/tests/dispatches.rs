@@ -1,0 +1,43 @@
+//! What the decoding of a token asks of the device. A test of its own process: the stand-in counts for all threads.
+
+use model_tests::{MODELS, testbed};
+use objc2_metal::stand_in;
+use squish_models::{KvMode, Model, SessionOptions, metal_device};
+use std::path::Path;
+
+/// Launches of a block, at most.
+const MOST: usize = 10;
+
+/// The testbed's models and the bundled one: at most [`MOST`] launches a block, and one wait, for the logits.
+#[test]
+fn a_block_takes_few_launches_and_nothing_waits() {
+    let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../assets/squish-tiny-sqint2");
+    let dirs = MODELS.into_iter().filter_map(testbed).chain([bundled]);
+    let device = metal_device().unwrap();
+    for dir in dirs {
+        let model = Model::from_dir(&dir, &device).unwrap();
+        // What lies around the blocks.
+        stand_in::take_kernels();
+        let hidden = model.layers().embed(&[4]).unwrap();
+        model.layers().head(model.layers().norm(&hidden).unwrap()).unwrap();
+        let around = stand_in::take_kernels().len();
+        device.synchronize().unwrap();
+
+        for mode in [KvMode::F32, KvMode::F16] {
+            let mut session = model.session_with(SessionOptions::in_mode(mode)).unwrap();
+            session.feed(&[1, 2, 3]).unwrap().to_vec1::<f32>().unwrap();
+            stand_in::take_kernels();
+            let before = stand_in::counts();
+            let logits = session.feed(&[4]).unwrap();
+            let all = stand_in::take_kernels();
+            logits.to_vec1::<f32>().unwrap();
+            assert_eq!(stand_in::counts().waits - before.waits, 1, "{}", dir.display());
+            let blocks = model.config().num_hidden_layers;
+            let launches = all.len() - around;
+            assert!(launches.is_multiple_of(blocks), "{}: {all:?}", dir.display());
+            let a_block = launches / blocks;
+            println!("{} {mode}: {} launches, {a_block} a block", dir.display(), all.len());
+            assert!(a_block <= MOST, "{}: {a_block} a block: {all:?}", dir.display());
+        }
+    }
+}
