@@ -33,6 +33,21 @@ fn assert_near(found: &[f32], expected: &[f32], what: &str) {
     assert!(difference < 1e-2, "{what}: {difference}");
 }
 
+/// The likeliest tokens that follow.
+fn greedy(session: &mut Session, ids: &[u32], count: usize) -> Vec<u32> {
+    let mut found = vec![most(&logits(session, ids))];
+    while found.len() < count {
+        let last = found[found.len() - 1];
+        found.push(most(&logits(session, &[last])));
+    }
+    found
+}
+
+fn most(logits: &[f32]) -> u32 {
+    let best = |best: usize, i: usize| if logits[i] > logits[best] { i } else { best };
+    (0..logits.len()).fold(0, best) as u32
+}
+
 /// The error of a snapshot that is refused. (A session's own text is that of all its numbers.)
 fn refusal(model: &Model, path: &Path) -> Error {
     match model.restore(path) {
@@ -65,6 +80,8 @@ fn a_history_that_went_back_answers_as_a_cold_one() {
                 let mut cold = session(&model, mode);
                 cold.feed(&all[..kept]).unwrap();
                 assert_near(&found, &logits(&mut cold, &other), &format!("{name} {mode} {kept}"));
+                let tokens = [&mut warm, &mut cold].map(|session| greedy(session, &[most(&found)], 24));
+                assert_eq!(tokens[0], tokens[1], "{name} {mode} {kept}: tokens");
                 warm = copy.clone();
             }
             // Where it cannot go back, it says so, and goes on right from where it is.
