@@ -25,8 +25,8 @@ fn main() {
             for _ in 0..PASSES {
                 let start = Instant::now();
                 for codes in codes.chunks_exact(bytes) {
-                    let (bits, table) = (scheme.bits(), scheme.table());
-                    let tiles = Tiles { bits, table, codes, first: 0, steps: &steps, stride: PANEL_COLS };
+                    let (bits, codebook) = (scheme.bits(), scheme.codebook());
+                    let tiles = Tiles { bits, codebook, codes, first: 0, steps: &steps, stride: PANEL_COLS };
                     (kernels.tiles)(black_box(tiles), &mut out);
                     black_box(&out);
                 }

@@ -1,14 +1,14 @@
-//! Trains the tables of levels of the trellis schemes on a Gaussian source, or measures those in use.
+//! Trains the codebooks of the trellis schemes on a Gaussian source, or measures those in use.
 //!
 //!     cargo run --release -p squish-quant --example train_trellis -- --bits 2,3,4,5 --seed 1
 //!
-//! A round encodes fresh samples with the table (Viterbi's search), and moves the level of each window to the mean of the
-//! samples that were encoded by it. By itself that stops at the next best local optimum; so noise is added to the levels after each
-//! round, at first as much as `--noise`, and less and less of it. The more rounds, the better the table. Then levels are rounded to int8: at several
-//! steps, each with some rounds on many samples, the means rounded; the best is kept. Everything is repeated for
-//! `--restarts` seeds. The same arguments give the same table, with any number of threads.
+//! A codebook is two tables of 16 bytes whose sum, or exclusive or, is the level, and both wrap around; so the best one cannot be computed from means: it is searched by simulated annealing. A
+//! round changes an entry (or exchanges two), encodes the same samples with the changed codebook (Viterbi's search), and keeps the change if the
+//! ratio of signal to error rises, or, with a probability that falls with the temperature, if it does not. The last quarter of the rounds is taken on four times as many samples, so that what is
+//! chosen suits the source and not the sample. Everything is repeated for `--restarts` seeds. The same arguments give the same codebook, with any number of
+//! threads.
 //!
-//! `--rust` prints the tables in the form in which `kernels/src/scheme/trellis/tables.rs` holds them.
+//! `--rust` prints the codebooks in the form in which `kernels/src/scheme/trellis/tables.rs` holds them.
 
 use anyhow::Result;
 use clap::Parser;
@@ -19,42 +19,42 @@ use rayon::prelude::*;
 use serde_json::json;
 use squish_kernels::scheme::{
     TCQ2, TCQ3, TCQ4, TCQ5, Trellis,
-    trellis::{self, LEVEL_UNIT, TILE_WEIGHTS},
+    trellis::{Codebook, LEVEL_UNIT, TILE_WEIGHTS},
 };
 use squish_quant::viterbi::Viterbi;
 
-/// Trains the trellis schemes' tables on a Gaussian source.
+/// Trains the trellis schemes' codebooks on a Gaussian source.
 #[derive(Debug, Parser)]
 struct Cli {
-    /// Bits a weight: which tables.
+    /// Bits a weight: which codebooks.
     #[arg(long, value_delimiter = ',', default_values_t = [2, 3, 4, 5], value_parser = bits)]
     bits: Vec<usize>,
     /// Where the random numbers begin.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Tables to train, from as many seeds; the best is kept.
+    /// Codebooks to train, from as many seeds; the best is kept.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     restarts: u32,
-    /// Rounds of encoding and averaging.
-    #[arg(long, default_value_t = 16000, value_parser = clap::value_parser!(u32).range(1..))]
+    /// Changes to try.
+    #[arg(long, default_value_t = 24000, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Tiles of 256 samples for each round.
+    /// Tiles of 256 samples that a change is judged on.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     tiles: u32,
-    /// Standard deviation of the noise on the levels at first, of the source's.
-    #[arg(long, default_value_t = 0.1, value_parser = noise)]
-    noise: f64,
+    /// Temperature at first, in decibels.
+    #[arg(long, default_value_t = 0.02, value_parser = temperature)]
+    temperature: f64,
     /// Tiles to measure on, which nothing was trained or chosen on.
     #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..))]
     test_tiles: u32,
-    /// Measure the tables in use instead.
+    /// Measure the codebooks in use instead.
     #[arg(long)]
     measure: bool,
-    /// Print the tables as Rust constants.
+    /// Print the codebooks as Rust constants.
     #[arg(long, conflicts_with = "json")]
     rust: bool,
-    /// Print one JSON object for each table: bits, seed, step (a level's distance to the next, in standard deviations of the source), table,
-    /// snr_db and scales, a list of snr_db for rows whose scale is that of the table times factor.
+    /// Print one JSON object for each codebook: bits, seed, step (a level's distance to the next, in standard deviations of the source), low, high,
+    /// snr_db and scales, a list of snr_db for rows whose scale is that of the codebook times factor.
     #[arg(long)]
     json: bool,
 }
@@ -66,9 +66,9 @@ fn bits(text: &str) -> Result<usize, String> {
     }
 }
 
-fn noise(text: &str) -> Result<f64, String> {
+fn temperature(text: &str) -> Result<f64, String> {
     match text.parse() {
-        Ok(noise) if (0.0..=10.0).contains(&noise) => Ok(noise),
+        Ok(temperature) if (0.0..=10.0).contains(&temperature) => Ok(temperature),
         _ => Err("must be between 0 and 10".into()),
     }
 }
@@ -80,7 +80,7 @@ fn main() -> Result<()> {
         let test = Source { seed: !0, sigma: 1.0 / trained.step, tiles: cli.test_tiles as usize };
         let db = |factor: f64| {
             let source = Source { sigma: test.sigma / factor, ..test };
-            encode(&Viterbi::new(bits, &trained.levels), bits, &source).db()
+            ratio(&Viterbi::new(bits, trained.codebook.levels()), &source.samples())
         };
         let snr_db = db(1.0);
         if cli.rust {
@@ -88,12 +88,12 @@ fn main() -> Result<()> {
         } else if cli.json {
             let scales: Vec<_> =
                 FACTORS.iter().map(|&factor| json!({"factor": factor, "snr_db": db(factor)})).collect();
-            let Integers { seed, step, levels } = &trained;
-            let table = levels.as_slice();
+            let Trained { seed, step, codebook } = &trained;
             println!(
                 "{}",
                 json!({
-                    "bits": bits, "seed": seed, "step": step, "table": table, "snr_db": snr_db, "scales": scales,
+                    "bits": bits, "seed": seed, "step": step, "low": codebook.low(), "high": codebook.high(),
+                    "snr_db": snr_db, "scales": scales,
                 })
             );
         } else {
@@ -106,14 +106,15 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Scales to measure at, of the table's own.
+/// Scales to measure at, of the codebook's own.
 const FACTORS: [f64; 10] = [0.90, 0.94, 0.96, 0.98, 0.99, 1.01, 1.02, 1.04, 1.06, 1.10];
 
 /// Tiles that are encoded by one thread at a time; it decides on the order of sums, so it is not to depend on the machine.
-const CHUNK: usize = 64;
+const CHUNK: usize = 32;
 
-/// Standard deviation of the source, in units of the levels, as long as levels are not integers.
-const SIGMA: f64 = 40.0;
+/// A level's distance to the next, in standard deviations of the source, for 2, 3, 4 and 5 bits: the finest at which the outermost levels that
+/// a free choice of 256 would take are still bytes.
+const STEPS: [f64; 4] = [0.0236, 0.0258, 0.0293, 0.0305];
 
 /// Independent Gaussian samples: this many tiles of them.
 #[derive(Debug, Clone, Copy)]
@@ -124,156 +125,156 @@ struct Source {
     tiles: usize,
 }
 
+type Tile = [f32; TILE_WEIGHTS];
+
 impl Source {
-    fn chunk(&self, index: usize) -> Vec<[f32; TILE_WEIGHTS]> {
-        let mut rng = StdRng::seed_from_u64(self.seed.wrapping_mul(1 << 20).wrapping_add(index as u64));
-        let mut sample = || (self.sigma * rng.sample::<f64, _>(StandardNormal)) as f32;
-        let tiles = CHUNK.min(self.tiles - index * CHUNK);
-        (0..tiles).map(|_| std::array::from_fn(|_| sample())).collect()
+    /// The samples, in chunks.
+    fn samples(&self) -> Vec<Vec<Tile>> {
+        let chunk = |index: usize| {
+            let mut rng = StdRng::seed_from_u64(self.seed.wrapping_mul(1 << 20).wrapping_add(index as u64));
+            let mut sample = || (self.sigma * rng.sample::<f64, _>(StandardNormal)) as f32;
+            let tiles = CHUNK.min(self.tiles - index * CHUNK);
+            (0..tiles).map(|_| std::array::from_fn(|_| sample())).collect()
+        };
+        (0..self.tiles.div_ceil(CHUNK)).into_par_iter().map(chunk).collect()
     }
 }
 
-/// What samples came to, window by window.
-struct Sums {
-    samples: [f64; 256],
-    count: [f64; 256],
-    energy: f64,
-    error: f64,
-}
-
-impl Sums {
-    fn new() -> Self {
-        Self { samples: [0.0; 256], count: [0.0; 256], energy: 0.0, error: 0.0 }
-    }
-
-    /// The mean of each window's samples, or this table's level where it had none.
-    fn means(&self, levels: &[f32; 256]) -> [f64; 256] {
-        std::array::from_fn(|w| {
-            if self.count[w] > 0.0 { self.samples[w] / self.count[w] } else { f64::from(levels[w]) }
-        })
-    }
-
-    /// The ratio of the samples to their error.
-    fn db(&self) -> f64 {
-        10.0 * (self.energy / self.error).log10()
-    }
-}
-
-/// The search as training has it: which way the ring closes matters little to a table, and a look at half as far takes less time.
-fn hasty(bits: usize, levels: [f32; 256]) -> Viterbi {
-    Viterbi::with_levels(bits, levels).reach(96)
-}
-
-/// Encodes all of the source's samples.
-fn encode(search: &Viterbi, bits: usize, source: &Source) -> Sums {
-    let chunk = |viterbi: &mut Viterbi, index: usize| {
-        let targets = source.chunk(index);
+/// The ratio of the samples to their error, in decibels.
+fn ratio(search: &Viterbi, samples: &[Vec<Tile>]) -> f64 {
+    let chunk = |viterbi: &mut Viterbi, targets: &Vec<Tile>| {
         let mut codes = vec![0; targets.len() * viterbi.tile_bytes()];
         let mut found = vec![[0.0; TILE_WEIGHTS]; targets.len()];
-        viterbi.encode(&targets, &[1.0; 16], &mut codes, &mut found);
-        let mut sums = Sums::new();
-        for ((targets, found), code) in targets.iter().zip(&found).zip(codes.chunks(viterbi.tile_bytes())) {
-            for ((&target, found), window) in targets.iter().zip(found).zip(trellis::windows(code, bits)) {
-                sums.samples[usize::from(window)] += f64::from(target);
-                sums.count[usize::from(window)] += 1.0;
-                sums.energy += f64::from(target).powi(2);
-                sums.error += f64::from(target - found).powi(2);
-            }
-        }
-        sums
+        viterbi.encode(targets, &[1.0; 16], &mut codes, &mut found);
+        let pairs = || targets.as_flattened().iter().zip(found.as_flattened());
+        let energy = pairs().map(|(target, _)| f64::from(*target).powi(2)).sum::<f64>();
+        (energy, pairs().map(|(target, found)| f64::from(target - found).powi(2)).sum::<f64>())
     };
-    let chunks: Vec<_> =
-        (0..source.tiles.div_ceil(CHUNK)).into_par_iter().map_init(|| search.clone(), chunk).collect();
+    let sums: Vec<_> = samples.par_iter().map_init(|| search.clone(), chunk).collect();
     // In the order of the chunks, whichever thread had them.
-    chunks.iter().fold(Sums::new(), |mut all, sums| {
-        for w in 0..256 {
-            all.samples[w] += sums.samples[w];
-            all.count[w] += sums.count[w];
-        }
-        all.energy += sums.energy;
-        all.error += sums.error;
-        all
-    })
+    let (energy, error) =
+        sums.iter().fold((0.0, 0.0), |(energy, error), sums| (energy + sums.0, error + sums.1));
+    10.0 * f64::log10(energy / error)
 }
 
-/// A table of integers.
-struct Integers {
+/// A codebook, and what it was trained for.
+struct Trained {
     seed: u64,
-    levels: [i8; 256],
+    codebook: Codebook,
     /// A level's distance to the next, in standard deviations of the source.
     step: f64,
 }
 
-fn built_in(bits: usize) -> Integers {
+fn built_in(bits: usize) -> Trained {
     let scheme: &Trellis = [&TCQ2, &TCQ3, &TCQ4, &TCQ5][bits - 2];
-    Integers { seed: 0, levels: *scheme.table(), step: f64::from(scheme.gaussian_scale() / LEVEL_UNIT) }
+    Trained { seed: 0, codebook: *scheme.codebook(), step: f64::from(scheme.gaussian_scale() / LEVEL_UNIT) }
 }
 
-/// The best table of all seeds.
-fn best(cli: &Cli, bits: usize) -> Integers {
-    let mut best: Option<(f64, Integers)> = None;
+/// The best codebook of all seeds.
+fn best(cli: &Cli, bits: usize) -> Trained {
+    let step = STEPS[bits - 2];
+    let judge = Source { seed: !9, sigma: 1.0 / step, tiles: 4096 }.samples();
+    let mut best: Option<(f64, Trained)> = None;
     for seed in (cli.seed..).take(cli.restarts as usize) {
-        let levels = train(cli, bits, seed);
-        let (db, integers) = round(bits, seed, &levels);
+        let codebook = anneal(cli, bits, seed);
+        let db = ratio(&hasty(bits, &codebook), &judge);
         eprintln!("{bits} bits, seed {seed}: {db:.3} dB");
         if best.as_ref().is_none_or(|(best, _)| db > *best) {
-            best = Some((db, integers));
+            best = Some((db, Trained { seed, codebook, step }));
         }
     }
     best.expect("at least one start").1
 }
 
-/// The levels after all rounds, in units of the source's deviation over [`SIGMA`].
-fn train(cli: &Cli, bits: usize, seed: u64) -> [f32; 256] {
+/// The search as training has it: which way the ring closes matters little to a codebook, and a look at half as far takes less time.
+fn hasty(bits: usize, codebook: &Codebook) -> Viterbi {
+    Viterbi::new(bits, codebook.levels()).reach(96)
+}
+
+/// The two tables while they are changed.
+#[derive(Clone, Copy)]
+struct Tables([[i8; 16]; 2]);
+
+impl Tables {
+    /// Both halves of the samples' deviation.
+    fn random(rng: &mut StdRng, sigma: f64) -> Self {
+        let mut entry = || (0.7 * sigma * rng.sample::<f64, _>(StandardNormal)) as i8;
+        Self(std::array::from_fn(|_| std::array::from_fn(|_| entry())))
+    }
+
+    /// With one change: a bit flipped, two entries exchanged, an entry moved by up to about `reach`, or an entry drawn anew.
+    fn changed(mut self, rng: &mut StdRng, reach: f64) -> Self {
+        let table = &mut self.0[rng.random_range(0..2)];
+        let (i, j) = (rng.random_range(0..16), rng.random_range(0..16));
+        match rng.random_range(0..4) {
+            0 => table[i] ^= 1 << rng.random_range(0..8),
+            1 => table.swap(i, j),
+            2 => table[i] = rng.random(),
+            _ => {
+                table[i] = table[i].wrapping_add((reach * rng.sample::<f64, _>(StandardNormal)).round() as i8)
+            }
+        }
+        self
+    }
+
+    /// The codebook, if these are tables of one.
+    fn codebook(&self, bits: usize) -> Option<Codebook> {
+        let [low, high] = self.0;
+        Codebook::try_new(bits, low, high)
+    }
+}
+
+fn anneal(cli: &Cli, bits: usize, seed: u64) -> Codebook {
     let mut rng = StdRng::seed_from_u64(seed);
-    // Any start will do: the first rounds, noisy as they are, forget it.
-    let mut levels: [f32; 256] =
-        std::array::from_fn(|_| (SIGMA * rng.sample::<f64, _>(StandardNormal)) as f32);
+    let sigma = 1.0 / STEPS[bits - 2];
+    let source = Source { seed: rng.random(), sigma, tiles: cli.tiles as usize };
+    let mut samples = source.samples();
+    let mut tables = Tables::random(&mut rng, sigma);
+    while tables.codebook(bits).is_none() {
+        tables = Tables::random(&mut rng, sigma);
+    }
+    let db = |tables: &Tables, samples: &[Vec<Tile>]| {
+        tables.codebook(bits).map_or(f64::NEG_INFINITY, |codebook| ratio(&hasty(bits, &codebook), samples))
+    };
+    let mut now = db(&tables, &samples);
+    let mut best = (now, tables);
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}").expect("a valid template");
     let bar = ProgressBar::new(cli.rounds.into()).with_style(style);
+    let last_quarter = cli.rounds - cli.rounds / 4;
     for round in 0..cli.rounds {
-        let source = Source { seed: rng.random(), sigma: SIGMA, tiles: cli.tiles as usize };
-        let sums = encode(&hasty(bits, levels), bits, &source);
-        let left = 1.0 - f64::from(round) / (0.8 * f64::from(cli.rounds));
-        let noise = SIGMA * cli.noise * left.max(0.0).powi(2);
-        levels = sums.means(&levels).map(|mean| (mean + noise * rng.sample::<f64, _>(StandardNormal)) as f32);
-        bar.set_message(format!("{bits} bits, seed {seed}: {:.3} dB", sums.db()));
-        bar.inc(1);
+        if round == last_quarter {
+            samples = Source { seed: rng.random(), tiles: 4 * source.tiles, ..source }.samples();
+            tables = best.1;
+            now = db(&tables, &samples);
+            best.0 = now;
+        }
+        let left = 1.0 - f64::from(round) / f64::from(cli.rounds);
+        let next = tables.changed(&mut rng, 2.0 + 12.0 * left);
+        let found = db(&next, &samples);
+        let chance = ((found - now) / (cli.temperature * left.powi(2)).max(1e-6)).exp();
+        if found >= now || rng.random::<f64>() < chance {
+            (tables, now) = (next, found);
+            if now > best.0 {
+                best = (now, tables);
+            }
+        }
+        if round.is_multiple_of(64) {
+            bar.set_message(format!("{bits} bits, seed {seed}: {now:.3} dB"));
+            bar.set_position(round.into());
+        }
     }
     bar.finish_and_clear();
-    levels
+    best.1.codebook(bits).expect("tables of a codebook were kept")
 }
 
-/// The best table of integers near these levels, with its ratio on samples that it was chosen on.
-fn round(bits: usize, seed: u64, levels: &[f32; 256]) -> (f64, Integers) {
-    let outermost = levels.iter().fold(0.0f32, |most, level| most.max(level.abs()));
-    let mut best: Option<(f64, Integers)> = None;
-    // Below 1 the outermost levels are cut off.
-    for scale in [0.80, 0.85, 0.90, 0.95, 1.0] {
-        let step = scale * f64::from(outermost) / (127.0 * SIGMA);
-        let integer = |level: f64| level.round().clamp(-127.0, 127.0) as i8;
-        let mut table = levels.map(|level| integer(f64::from(level) / (SIGMA * step)));
-        for round in 0..8 {
-            let source = Source { seed: !1 - round, sigma: 1.0 / step, tiles: 4096 };
-            let levels = table.map(f32::from);
-            table = encode(&hasty(bits, levels), bits, &source).means(&levels).map(integer);
-        }
-        let source = Source { seed: !9, sigma: 1.0 / step, tiles: 4096 };
-        let db = encode(&hasty(bits, table.map(f32::from)), bits, &source).db();
-        if best.as_ref().is_none_or(|(best, _)| db > *best) {
-            best = Some((db, Integers { seed, levels: table, step }));
-        }
-    }
-    best.expect("at least one step")
-}
-
-/// The table as the kernels' source has it.
-fn constant(bits: usize, table: &Integers, snr_db: f64) -> String {
-    let mut text = format!("/// {bits} bits a weight: {snr_db:.2} dB on a Gaussian.\n#[rustfmt::skip]\n");
-    text += &format!("pub(super) static TABLE_{bits}: Table = Table {{\n    levels: [\n");
-    for line in table.levels.chunks(16) {
-        let numbers: Vec<_> = line.iter().map(|level| format!("{level:4}")).collect();
-        text += &format!("        {},\n", numbers.join(", "));
-    }
-    text + &format!("    ],\n    step: {:?},\n}};\n\n", table.step as f32)
+/// The codebook as the kernels' source has it.
+fn constant(bits: usize, trained: &Trained, snr_db: f64) -> String {
+    let table = |table: &[i8; 16]| table.map(|level| format!("{level:4}")).join(", ");
+    let (low, high) = (table(trained.codebook.low()), table(trained.codebook.high()));
+    format!(
+        "/// {bits} bits a weight: {snr_db:.2} dB on a Gaussian.\n#[rustfmt::skip]\n\
+         pub(super) static TABLE_{bits}: Table = Table {{\n    codebook: Codebook::new(\n        {bits},\n        [{low}],\n        [{high}],\n    ),\n    \
+         step: {:?},\n}};\n\n",
+        trained.step as f32
+    )
 }

@@ -2,10 +2,10 @@
 //!
 //! Sums of integers are exact, so that instances differ by no more than the order in which groups are added up.
 
-use super::{neighbours::LazyNeighbours, tiles::row_bits, units::dot};
+use super::{tiles::row_bits, units::dot};
 use crate::{
     quantized_input::{GROUP, QuantizedInput},
-    scheme::TILE,
+    scheme::{TILE, trellis::Codebook},
 };
 
 const _: () = assert!(GROUP.is_multiple_of(TILE));
@@ -16,9 +16,7 @@ pub struct TileRun<'a> {
     /// Bits of a weight: 2, 3, 4 or 5.
     pub bits: usize,
     /// The level of each window.
-    pub table: &'a [i8; 256],
-    /// The levels of neighbours, for instances that look those up.
-    pub neighbours: &'a LazyNeighbours,
+    pub codebook: &'a Codebook,
     /// The codes of the tiles from left to right, `32 * bits` bytes each.
     pub codes: &'a [u8],
     /// The input, of as many columns, and zeros after them.
@@ -56,7 +54,7 @@ pub fn tiles_dot(run: TileRun) -> [f32; TILE] {
                 for (row, integer) in integers.iter_mut().enumerate() {
                     let bits = row_bits::<K>(tile, row);
                     let levels: [i8; TILE] =
-                        std::array::from_fn(|c| run.table[usize::from((bits >> (K * c)) as u8)]);
+                        std::array::from_fn(|c| run.codebook.levels()[usize::from((bits >> (K * c)) as u8)]);
                     *integer += dot(&levels, values);
                 }
             }
@@ -86,18 +84,17 @@ mod tests {
     proptest! {
         #[test]
         fn every_instance_equals_the_definition(
-            bits in 2..6usize, tiles in 0..23usize, table in prop::collection::vec(any::<i8>(), 256),
+            bits in 2..6usize, tiles in 0..23usize, low: [i8; 16], high: [i8; 16],
             codes in prop::collection::vec(any::<u8>(), 23 * 160), x in prop::collection::vec(-3f32..3., 23 * 16),
         ) {
-            let (codes, table) = (&codes[..tiles * 32 * bits], table.as_slice().try_into().unwrap());
+            let (codes, codebook) = (&codes[..tiles * 32 * bits], &Codebook::any(bits, low, high));
             let x = QuantizedInput::new(&x[..tiles * 16]);
-            let neighbours = &LazyNeighbours::new();
-            let run = TileRun { bits, table, neighbours, codes, x: &x };
+            let run = TileRun { bits, codebook, codes, x: &x };
             let mut expected = [(0.0, 0.0); 16];
             for (t, tile) in codes.chunks_exact(32 * bits).enumerate() {
                 for (i, window) in trellis::windows(tile, bits).into_iter().enumerate() {
                     let c = 16 * t + i % 16;
-                    let level = f64::from(table[usize::from(window)]);
+                    let level = f64::from(codebook.levels()[usize::from(window)]);
                     let product = f64::from(x.scales()[c / GROUP]) * level * f64::from(x.values()[c]);
                     expected[i / 16].0 += product;
                     expected[i / 16].1 += product.abs();
@@ -114,14 +111,15 @@ mod tests {
     /// The largest magnitudes everywhere: nothing saturates.
     #[test]
     fn extremes_do_not_saturate() {
-        for level in [i8::MIN, i8::MAX] {
+        for level in [-i8::MAX, i8::MAX] {
             for sign in [1.0, -1.0] {
                 let x = QuantizedInput::new(&vec![sign; 256]);
                 let expected = 256.0 * sign * f32::from(level);
                 for kernels in arch::available() {
                     for bits in [2, 4] {
-                        let (table, codes) = (&[level; 256], &vec![0x5a; 16 * 32 * bits]);
-                        let run = TileRun { bits, table, neighbours: &LazyNeighbours::new(), codes, x: &x };
+                        let codebook = &Codebook::new(bits, [level; 16], [0; 16]);
+                        let codes = &vec![0x5a; 16 * 32 * bits];
+                        let run = TileRun { bits, codebook, codes, x: &x };
                         for found in (kernels.tiles_dot)(run) {
                             assert!((found - expected).abs() < 0.1, "{}: {found} {expected}", kernels.isa);
                         }

@@ -12,7 +12,10 @@
 use crate::{
     quantized_batch::BatchBlock,
     quantized_input::{GROUP, HALF},
-    scheme::{TILE, UNIT, trellis},
+    scheme::{
+        TILE, UNIT,
+        trellis::{self, Codebook},
+    },
 };
 
 /// Rows of a panel.
@@ -24,7 +27,7 @@ pub const OFFSET: i32 = 128;
 
 const _: () = assert!(TILE == ROWS && UNIT == GROUP && COLS.is_multiple_of(GROUP));
 
-/// Levels of 16 rows with [`OFFSET`] added, on a cache line of their own: of four columns, `[16, 4]`; with a depth of eight, two
+/// Levels of 16 rows with [`OFFSET`] added, on a cache line of their own: of four columns, `[16, 4]`; with a depth of two, `[2, 16, 2]`; with one of eight, two
 /// hold eight columns, `[16, 8]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(align(64))]
@@ -120,10 +123,10 @@ pub type SpreadUnit = fn(usize, &[i8; 16], [&[u8]; ROWS], &mut [Step; UNIT / 4])
 /// The kernels of an instruction set that multiplies bytes faster than floats.
 #[derive(Debug, Clone, Copy)]
 pub struct PanelKernels {
-    /// Columns that an instruction multiplies, 4 or 8: those of a row, and of an input, lie side by side.
+    /// Columns that an instruction multiplies, 2, 4 or 8: those of a row, and of an input, lie side by side.
     pub depth: usize,
     /// The levels of tiles of a trellis code: see [`spread_tiles`].
-    pub spread_tiles: fn(usize, &[i8; 256], &[u8], &mut [Step]),
+    pub spread_tiles: fn(usize, &Codebook, &[u8], &mut [Step]),
     /// The levels of units: see [`spread_unit`].
     pub spread_unit: SpreadUnit,
     /// Products of a panel with a block of 4, 8 or 12 inputs: see [`multiply`].
@@ -134,11 +137,11 @@ pub struct PanelKernels {
 ///
 /// # Panics
 /// When `out` is not as long as the tiles, four steps for each.
-pub fn spread_tiles(depth: usize, bits: usize, table: &[i8; 256], codes: &[u8], out: &mut [Step]) {
+pub fn spread_tiles(depth: usize, bits: usize, codebook: &Codebook, codes: &[u8], out: &mut [Step]) {
     let (tiles, panels) = (codes.chunks_exact(32 * bits), out.as_chunks_mut::<{ TILE / 4 }>().0);
     assert!(tiles.len() == panels.len());
     for (tile, panel) in tiles.zip(panels) {
-        let levels = trellis::windows(tile, bits).map(|window| table[usize::from(window)]);
+        let levels = trellis::windows(tile, bits).map(|window| codebook.levels()[usize::from(window)]);
         for (row, levels) in levels.as_chunks::<TILE>().0.iter().enumerate() {
             set(depth, panel, row, levels);
         }
@@ -204,23 +207,23 @@ mod tests {
     proptest! {
         #[test]
         fn levels_are_spread_as_defined(
-            table in prop::collection::vec(any::<i8>(), 256), codes in prop::collection::vec(any::<u8>(), 16 * 64 + 7 * 160),
+            low: [i8; 16], high: [i8; 16], codes in prop::collection::vec(any::<u8>(), 16 * 64 + 7 * 160),
             tiles in 0..7usize, skip in 0..9usize,
         ) {
-            let (table, narrow) = (table.as_slice().try_into().unwrap(), table[..16].try_into().unwrap());
             for (isa, kernels) in instances() {
                 for bits in 2..6 {
+                    let codebook = &Codebook::any(bits, low, high);
                     let codes = &codes[skip..][..tiles * 32 * bits];
                     let (mut found, mut expected) = (vec![Step([1; 64]); tiles * 4], vec![Step([2; 64]); tiles * 4]);
-                    (kernels.spread_tiles)(bits, table, codes, &mut found);
-                    spread_tiles(kernels.depth, bits, table, codes, &mut expected);
+                    (kernels.spread_tiles)(bits, codebook, codes, &mut found);
+                    spread_tiles(kernels.depth, bits, codebook, codes, &mut expected);
                     prop_assert_eq!(found, expected, "{} {}", isa, bits);
                 }
                 for bits in [2, 3, 4, 8] {
                     let units = std::array::from_fn(|row| &codes[row * 8 * bits + skip..][..8 * bits]);
                     let (mut found, mut expected) = ([Step([1; 64]); UNIT / 4], [Step([2; 64]); UNIT / 4]);
-                    (kernels.spread_unit)(bits, narrow, units, &mut found);
-                    spread_unit(kernels.depth, bits, narrow, units, &mut expected);
+                    (kernels.spread_unit)(bits, &low, units, &mut found);
+                    spread_unit(kernels.depth, bits, &low, units, &mut expected);
                     prop_assert_eq!(found, expected, "{} {}", isa, bits);
                 }
             }

@@ -11,7 +11,6 @@
 pub mod generic;
 pub mod integer;
 pub mod level_panel;
-pub mod neighbours;
 pub mod page;
 pub mod scalar;
 pub mod tiles;
@@ -109,7 +108,7 @@ fn choose(asked: Option<&str>) -> Result<Kernels> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::scheme::trellis;
+    use crate::scheme::trellis::{self, Codebook};
     use proptest::prelude::*;
 
     #[test]
@@ -138,20 +137,20 @@ mod tests {
         #[test]
         fn every_decoding_of_tiles_equals_the_definition(
             bits in 2..6usize, count in 1..17usize, first in 0..16usize, rows in 0..17usize, steps: [f32; 16],
-            table in prop::collection::vec(any::<i8>(), 256), codes in prop::collection::vec(any::<u8>(), 16 * 160),
+            low: [i8; 16], high: [i8; 16], codes in prop::collection::vec(any::<u8>(), 16 * 160),
         ) {
             let (codes, rows) = (&codes[..count * 32 * bits], rows.min(16 - first));
-            let (table, stride) = (table.as_slice().try_into().unwrap(), 16 * count + 3);
+            let (codebook, stride) = (&Codebook::any(bits, low, high), 16 * count + 3);
             for kernels in available() {
                 let mut out = vec![7.0; 16 * stride];
-                let tiles = Tiles { bits, table, codes, first, steps: &steps[..rows], stride };
+                let tiles = Tiles { bits, codebook, codes, first, steps: &steps[..rows], stride };
                 (kernels.tiles)(tiles, &mut out);
                 for (i, found) in out.iter().enumerate() {
                     let (row, col) = (i / stride, i % stride);
                     let expected = if row < rows && col < 16 * count {
                         let tile = &codes[col / 16 * 32 * bits..][..32 * bits];
                         let window = trellis::window(tile, bits, (first + row) * 16 + col % 16);
-                        steps[row] * f32::from(table[usize::from(window)])
+                        steps[row] * f32::from(codebook.levels()[usize::from(window)])
                     } else {
                         7.0
                     };

@@ -1,7 +1,6 @@
 //! Decoding the tiles of a trellis code: windows of eight bits, each looked up in a table of 256 levels.
 
-/// Rows, and columns, of a tile.
-const TILE: usize = crate::scheme::TILE;
+use crate::scheme::{TILE, trellis::Codebook};
 
 /// A run of tiles of one strip of 16 rows, and the rows of it that are wanted.
 #[derive(Debug, Clone, Copy)]
@@ -9,7 +8,7 @@ pub struct Tiles<'a> {
     /// Bits of a weight: 2, 3, 4 or 5.
     pub bits: usize,
     /// The level of each window.
-    pub table: &'a [i8; 256],
+    pub codebook: &'a Codebook,
     /// The codes of the tiles from left to right, `32 * bits` bytes each.
     pub codes: &'a [u8],
     /// The first row wanted, counted in the strip.
@@ -78,6 +77,20 @@ impl<const K: usize, const ODD: usize> Windows<K, ODD> {
     };
 }
 
+#[cfg(target_arch = "x86_64")]
+impl<const K: usize, const ODD: usize> Windows<K, ODD> {
+    /// Powers of two: the window in lane `m`, times that, has its bits in the upper byte.
+    pub(super) const FACTORS: [i16; 8] = {
+        let mut factors = [0; 8];
+        let mut m = 0;
+        while m < 8 {
+            factors[m] = 1 << (8 - Self::SHIFTS[m]);
+            m += 1;
+        }
+        factors
+    };
+}
+
 /// `out[r, c] = steps[r] * table[window of row first + r, column c]`: the portable instance.
 pub fn decode(tiles: Tiles, out: &mut [f32]) {
     #[inline(always)]
@@ -88,7 +101,9 @@ pub fn decode(tiles: Tiles, out: &mut [f32]) {
                 let mut levels = [0; TILE];
                 for (half, levels) in levels.as_chunks_mut::<8>().0.iter_mut().enumerate() {
                     let bits = (bits >> (8 * K * half)) as u64;
-                    *levels = std::array::from_fn(|j| tiles.table[usize::from((bits >> (K * j)) as u8)]);
+                    *levels = std::array::from_fn(|j| {
+                        tiles.codebook.levels()[usize::from((bits >> (K * j)) as u8)]
+                    });
                 }
                 for (out, level) in out[r * tiles.stride + TILE * t..][..TILE].iter_mut().zip(levels) {
                     *out = step * f32::from(level);

@@ -123,7 +123,7 @@ fn shape(rows: usize, cols: usize, batch: usize, group: usize) -> Argument {
 fn levels(w: &Packed) -> Vec<u8> {
     let bytes = |levels: &[i8]| levels.iter().map(|&level| level as u8).collect();
     match w.scheme().integers() {
-        Some(Integers::Tiles { table, .. }) => bytes(table),
+        Some(Integers::Tiles { codebook, .. }) => bytes(codebook.levels()),
         Some(Integers::Units { bits, table, minima: None, .. }) if bits < 8 => bytes(&table[..1 << bits]),
         _ => Vec::new(),
     }

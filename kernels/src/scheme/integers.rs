@@ -1,11 +1,9 @@
 //! How a matrix consists of integers: what products with inputs in eight bits need to know of a scheme.
 
-use super::{PANEL_ROWS, TILE, UNIT};
+use super::{PANEL_ROWS, TILE, UNIT, trellis::Codebook};
 use crate::{
     Packed, QuantizedInput,
-    arch::{
-        Kernels, LevelPanel, PanelKernels, TileRun, UnitRows, level_panel::ROWS, neighbours::LazyNeighbours,
-    },
+    arch::{Kernels, LevelPanel, PanelKernels, TileRun, UnitRows, level_panel::ROWS},
     quantized_input::{GROUP, HALF},
 };
 use std::ops::Range;
@@ -20,9 +18,7 @@ pub enum Integers<'a> {
         /// Bits of a weight.
         bits: usize,
         /// The level of each window.
-        table: &'a [i8; 256],
-        /// The levels of neighbours, for kernels that look those up.
-        neighbours: &'a LazyNeighbours,
+        codebook: &'a Codebook,
         /// What a stored scale is divided by.
         level_unit: f32,
     },
@@ -44,9 +40,9 @@ impl Integers<'_> {
     pub fn dot(&self, kernels: &Kernels, m: &Packed, first: usize, x: &QuantizedInput, out: &mut [f32]) {
         let rows = first..first + out.len();
         match *self {
-            Self::Tiles { bits, table, neighbours, level_unit } => {
+            Self::Tiles { bits, codebook, level_unit } => {
                 let codes = m.row(0, first / TILE);
-                let products = (kernels.tiles_dot)(TileRun { bits, table, neighbours, codes, x });
+                let products = (kernels.tiles_dot)(TileRun { bits, codebook, codes, x });
                 for (row, (out, product)) in rows.zip(out.iter_mut().zip(products)) {
                     *out = product * (m.f16(1, row, 0) / level_unit);
                 }
@@ -80,10 +76,10 @@ impl Integers<'_> {
         out.scales.clear();
         out.minima.clear();
         match *self {
-            Self::Tiles { bits, table, level_unit, .. } => {
+            Self::Tiles { bits, codebook, level_unit } => {
                 let tile = 32 * bits;
                 let codes = &m.row(0, first / TILE)[cols.start / TILE * tile..cols.end / TILE * tile];
-                (kernels.spread_tiles)(bits, table, codes, &mut out.levels[..cols.len() / 4]);
+                (kernels.spread_tiles)(bits, codebook, codes, &mut out.levels[..cols.len() / 4]);
                 out.row_scales = std::array::from_fn(|r| m.f16(1, row(r), 0) / level_unit);
             }
             Self::Units { bits, table, level_unit, minima } => {

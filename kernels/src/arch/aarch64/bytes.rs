@@ -5,6 +5,7 @@
 //! business.
 
 use super::registers::load_signed;
+use crate::scheme::trellis::Codebook;
 use std::arch::{aarch64::*, asm};
 
 /// How an instruction set multiplies bytes.
@@ -100,43 +101,27 @@ pub(super) unsafe fn usmmla(mut sums: int32x4_t, levels: uint8x16_t, values: int
     sums
 }
 
-/// A table of 256 levels in half of all registers.
+/// The two tables of a codebook.
 #[derive(Clone, Copy)]
-pub(super) struct Table([int8x16_t; 16]);
+pub(super) struct Table {
+    low: int8x16_t,
+    high: int8x16_t,
+}
 
 impl Table {
     #[inline]
     #[target_feature(enable = "neon")]
-    pub fn new(levels: &[i8; 256]) -> Self {
-        let sixteens = levels.as_chunks::<16>().0;
-        Self(std::array::from_fn(|i| load_signed(&sixteens[i])))
+    pub fn new(codebook: &Codebook) -> Self {
+        Self { low: load_signed(codebook.low()), high: load_signed(codebook.high()) }
     }
 
-    /// The level of each window.
+    /// The level of each window of a code of `K` bits a weight.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub fn lookup(&self, windows: uint8x16_t) -> int8x16_t {
-        let levels: int8x16_t;
-        let Self([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]) = *self;
-        // An index of 64 or more yields 0 from `tbl`, and keeps what is there in `tbx`. The registers of a table are neighbours; named
-        // here, they stay where they are from one look-up to the next, which the compiler does not see to by itself.
-        // SAFETY: `tbl` and `tbx` are part of NEON. Registers are all that is read and written.
-        unsafe {
-            asm!(
-                "tbl {levels:v}.16b, {{v16.16b, v17.16b, v18.16b, v19.16b}}, {window:v}.16b",
-                "sub {window:v}.16b, {window:v}.16b, {quarter:v}.16b",
-                "tbx {levels:v}.16b, {{v20.16b, v21.16b, v22.16b, v23.16b}}, {window:v}.16b",
-                "sub {window:v}.16b, {window:v}.16b, {quarter:v}.16b",
-                "tbx {levels:v}.16b, {{v24.16b, v25.16b, v26.16b, v27.16b}}, {window:v}.16b",
-                "sub {window:v}.16b, {window:v}.16b, {quarter:v}.16b",
-                "tbx {levels:v}.16b, {{v28.16b, v29.16b, v30.16b, v31.16b}}, {window:v}.16b",
-                levels = out(vreg) levels, window = inout(vreg) windows => _, quarter = in(vreg) vdupq_n_u8(64),
-                in("v16") a, in("v17") b, in("v18") c, in("v19") d, in("v20") e, in("v21") f, in("v22") g, in("v23") h,
-                in("v24") i, in("v25") j, in("v26") k, in("v27") l, in("v28") m, in("v29") n, in("v30") o, in("v31") p,
-                options(pure, nomem, nostack, preserves_flags),
-            );
-        }
-        levels
+    pub fn lookup<const K: usize>(&self, windows: uint8x16_t) -> int8x16_t {
+        let lower = vqtbl1q_s8(self.low, vandq_u8(windows, vdupq_n_u8(15)));
+        let upper = vqtbl1q_s8(self.high, vshrq_n_u8::<4>(windows));
+        if K == 2 { veorq_s8(lower, upper) } else { vaddq_s8(lower, upper) }
     }
 }
 

@@ -103,10 +103,10 @@ fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
     #[target_feature(enable = "neon")]
     fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
         let Tiles { first, steps, stride, .. } = tiles;
-        let table = Table::new(tiles.table);
+        let table = Table::new(tiles.codebook);
         for (t, tile) in tiles.codes.chunks_exact(32 * K).enumerate() {
             for (r, &step) in steps.iter().enumerate() {
-                let levels = table.lookup(row_windows::<K>(tile, first + r));
+                let levels = table.lookup::<K>(row_windows::<K>(tile, first + r));
                 // SAFETY: `check` made sure of 16 values for every row and tile.
                 store_levels(levels, step, unsafe { &mut *out.as_mut_ptr().add(r * stride + 16 * t).cast() });
             }

@@ -13,7 +13,7 @@ use crate::{
     arch::level_panel::{LevelPanel, OFFSET, ROWS, Sides, Step},
     quantized_batch::BatchBlock,
     quantized_input::{GROUP, HALF},
-    scheme::{TILE, UNIT},
+    scheme::{TILE, UNIT, trellis::Codebook},
 };
 use std::arch::aarch64::*;
 
@@ -288,20 +288,20 @@ unsafe fn halves<
 /// The levels of a run of tiles, in the order of a panel of this depth.
 pub(super) fn spread_tiles<const DEPTH: usize>(
     bits: usize,
-    table: &[i8; 256],
+    codebook: &Codebook,
     codes: &[u8],
     out: &mut [Step],
 ) {
     #[target_feature(enable = "neon")]
-    fn all<const DEPTH: usize, const K: usize>(table: &[i8; 256], codes: &[u8], out: &mut [Step]) {
-        let table = Table::new(table);
+    fn all<const DEPTH: usize, const K: usize>(codebook: &Codebook, codes: &[u8], out: &mut [Step]) {
+        let table = Table::new(codebook);
         let (tiles, panels) = (codes.chunks_exact(32 * K), out.as_chunks_mut::<{ TILE / 4 }>().0);
         assert!(tiles.len() == panels.len());
         for (tile, panel) in tiles.zip(panels) {
             for four in 0..TILE / 4 {
                 let mut rows = [vdupq_n_s8(0); 4];
                 for (r, row) in rows.iter_mut().enumerate() {
-                    *row = table.lookup(row_windows::<K>(tile, 4 * four + r));
+                    *row = table.lookup::<K>(row_windows::<K>(tile, 4 * four + r));
                 }
                 place_rows::<DEPTH>(rows, four, panel);
             }
@@ -310,10 +310,10 @@ pub(super) fn spread_tiles<const DEPTH: usize>(
     // SAFETY: these kernels are handed out only where the processor has NEON.
     unsafe {
         match bits {
-            2 => all::<DEPTH, 2>(table, codes, out),
-            3 => all::<DEPTH, 3>(table, codes, out),
-            4 => all::<DEPTH, 4>(table, codes, out),
-            _ => all::<DEPTH, 5>(table, codes, out),
+            2 => all::<DEPTH, 2>(codebook, codes, out),
+            3 => all::<DEPTH, 3>(codebook, codes, out),
+            4 => all::<DEPTH, 4>(codebook, codes, out),
+            _ => all::<DEPTH, 5>(codebook, codes, out),
         }
     }
 }

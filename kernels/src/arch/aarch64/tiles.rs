@@ -36,7 +36,7 @@ pub(super) unsafe fn tiles_dot<D: Dot>(run: TileRun) -> [f32; TILE] {
 /// The processor has `D`'s instruction set.
 #[target_feature(enable = "neon")]
 unsafe fn strip<D: Dot, const K: usize, const N: usize>(run: TileRun) -> [f32; TILE] {
-    let table = Table::new(run.table);
+    let table = Table::new(run.codebook);
     let mut sums = [vdupq_n_f32(0.0); N];
     let groups = run.codes.chunks(GROUP / TILE * 32 * K).zip(run.x.values().as_chunks::<GROUP>().0);
     for ((tiles, values), &scale) in groups.zip(run.x.scales()) {
@@ -130,13 +130,13 @@ unsafe fn add_tile<D: Dot, const K: usize, const N: usize>(
                 let byte = after;
                 after = load(&bytes[(c + 1) % N]);
                 let next = vextq_u8::<1>(byte, after);
-                add(sum, table.lookup(byte), 0);
+                add(sum, table.lookup::<K>(byte), 0);
                 if K == 2 {
-                    add(sum, table.lookup(window!(byte, next, 2, 6)), 1);
-                    add(sum, table.lookup(window!(byte, next, 4, 4)), 2);
-                    add(sum, table.lookup(window!(byte, next, 6, 2)), 3);
+                    add(sum, table.lookup::<K>(window!(byte, next, 2, 6)), 1);
+                    add(sum, table.lookup::<K>(window!(byte, next, 4, 4)), 2);
+                    add(sum, table.lookup::<K>(window!(byte, next, 6, 2)), 3);
                 } else {
-                    add(sum, table.lookup(window!(byte, next, 4, 4)), 1);
+                    add(sum, table.lookup::<K>(window!(byte, next, 4, 4)), 1);
                 }
             }
         }
@@ -151,8 +151,8 @@ unsafe fn add_tile<D: Dot, const K: usize, const N: usize>(
                 let d = vextq_u8::<1>(a, after);
                 // A register of windows has columns p and 8 + p of eight rows; two of them, those of every other row.
                 let mut pair = |p: usize, first, second| {
-                    let first = vreinterpretq_s16_s8(table.lookup(first));
-                    let second = vreinterpretq_s16_s8(table.lookup(second));
+                    let first = vreinterpretq_s16_s8(table.lookup::<K>(first));
+                    let second = vreinterpretq_s16_s8(table.lookup::<K>(second));
                     add(&mut sums[0], vreinterpretq_s8_s16(vtrn1q_s16(first, second)), p);
                     add(&mut sums[1], vreinterpretq_s8_s16(vtrn2q_s16(first, second)), p);
                 };
@@ -164,7 +164,7 @@ unsafe fn add_tile<D: Dot, const K: usize, const N: usize>(
         }
         _ => {
             for (row, sum) in sums.iter_mut().enumerate() {
-                add(sum, table.lookup(row_windows::<K>(tile, row)), 0);
+                add(sum, table.lookup::<K>(row_windows::<K>(tile, row)), 0);
             }
         }
     }

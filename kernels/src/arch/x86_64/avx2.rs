@@ -25,7 +25,7 @@ pub fn kernels() -> Option<Kernels> {
         tiles: decode_tiles,
         units_dot,
         tiles_dot,
-        panels: None,
+        panels: Some(super::avx2_panel::KERNELS),
         pages: page::x86_64::avx2().unwrap_or(page::SCALAR),
     })
 }
@@ -106,14 +106,13 @@ fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
     #[target_feature(enable = "avx2")]
     fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
         let Tiles { first, steps, stride, .. } = tiles;
-        let table = tiles.table.as_chunks::<16>().0;
-        let table: [__m256i; 16] = std::array::from_fn(|i| both(&table[i]));
+        let book = [both(tiles.codebook.low()), both(tiles.codebook.high())];
         for (t, tile) in tiles.codes.chunks_exact(32 * K).enumerate() {
             for (pair, steps) in steps.chunks(2).enumerate() {
                 let row = first + 2 * pair;
                 let high = row_bytes::<K>(tile, row + steps.len() - 1);
                 let levels =
-                    levels_of(windows::<K>(_mm256_set_m128i(high, row_bytes::<K>(tile, row))), &table);
+                    levels_of::<K>(windows::<K>(_mm256_set_m128i(high, row_bytes::<K>(tile, row))), book);
                 let halves = [_mm256_castsi256_si128(levels), _mm256_extracti128_si256(levels, 1)];
                 for (r, (&step, half)) in steps.iter().zip(halves).enumerate() {
                     // SAFETY: `check` made sure of 16 values for every row and tile.
@@ -138,8 +137,8 @@ fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
 /// Sixteen bytes, in both halves of a register.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn both<T>(bytes: &[T]) -> __m256i {
-    assert!(size_of_val(bytes) >= 16);
+pub(super) fn both<T, const N: usize>(bytes: &[T; N]) -> __m256i {
+    const { assert!(size_of::<[T; N]>() == 16) };
     // SAFETY: sixteen bytes are readable.
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
@@ -147,7 +146,7 @@ fn both<T>(bytes: &[T]) -> __m256i {
 /// [`row_bits`] in a register.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn row_bytes<const K: usize>(tile: &[u8], row: usize) -> __m128i {
+pub(super) fn row_bytes<const K: usize>(tile: &[u8], row: usize) -> __m128i {
     match tile.get(2 * K * row..2 * K * row + 16) {
         // SAFETY: the pointer is that of sixteen bytes.
         Some(bytes) => unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) },
@@ -161,33 +160,39 @@ fn row_bytes<const K: usize>(tile: &[u8], row: usize) -> __m128i {
 /// The windows of a row in each half, from its bits.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn windows<const K: usize>(bits: __m256i) -> __m256i {
-    // A window in two bytes, times 2^(8 - shift), has its bits in the upper byte.
-    let factors = |shifts: [i16; 8]| both(&shifts.map(|shift| 1i16 << (8 - shift)));
+pub(super) fn windows<const K: usize>(bits: __m256i) -> __m256i {
     let (even, odd) = (both(&Windows::<K, 0>::BYTES), both(&Windows::<K, 1>::BYTES));
-    let even = _mm256_mullo_epi16(_mm256_shuffle_epi8(bits, even), factors(Windows::<K, 0>::SHIFTS));
-    let odd = _mm256_mullo_epi16(_mm256_shuffle_epi8(bits, odd), factors(Windows::<K, 1>::SHIFTS));
+    let (even, odd) = (_mm256_shuffle_epi8(bits, even), _mm256_shuffle_epi8(bits, odd));
+    let even = _mm256_mullo_epi16(even, both(&Windows::<K, 0>::FACTORS));
+    let odd = _mm256_mullo_epi16(odd, both(&Windows::<K, 1>::FACTORS));
     let upper = _mm256_set1_epi16(0xff00u16.cast_signed());
-    _mm256_or_si256(_mm256_srli_epi16(even, 8), _mm256_and_si256(odd, upper))
+    _mm256_blendv_epi8(_mm256_srli_epi16(even, 8), odd, upper)
 }
 
-/// The level of each window: 16 tables of 16 bytes looked up at its low nibble, and the one that its high nibble names chosen.
+/// The level of each window, by the two tables of a codebook.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn levels_of(windows: __m256i, table: &[__m256i; 16]) -> __m256i {
-    // `pshufb` yields 0 where an index has its highest bit set. Index `j` has it clear only where bits 4 and 5 of the window
-    // are `j`: there the lower six bits xor 16 j are below 16, and stay below 128 when 112 is added.
-    let six = _mm256_and_si256(windows, _mm256_set1_epi8(63));
-    let index: [__m256i; 4] = std::array::from_fn(|j| {
-        _mm256_add_epi8(_mm256_xor_si256(six, _mm256_set1_epi8(16 * j as i8)), _mm256_set1_epi8(112))
-    });
-    let at = |i: usize, j: usize| _mm256_shuffle_epi8(table[4 * i + j], index[j]);
-    let four = |i| _mm256_or_si256(_mm256_or_si256(at(i, 0), at(i, 1)), _mm256_or_si256(at(i, 2), at(i, 3)));
-    // `blendv` looks at the highest bit of each byte: bit 6 shifted there, then bit 7.
-    let bit6 = _mm256_slli_epi16(windows, 1);
-    let (lower, upper) =
-        (_mm256_blendv_epi8(four(0), four(1), bit6), _mm256_blendv_epi8(four(2), four(3), bit6));
-    _mm256_blendv_epi8(lower, upper, windows)
+pub(super) fn levels_of<const K: usize>(windows: __m256i, book: [__m256i; 2]) -> __m256i {
+    levels_by_halves::<K>(book, nibble(windows), nibble(_mm256_srli_epi16(windows, 4)))
+}
+
+/// The level of each window, from its lower and its upper half.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn levels_by_halves<const K: usize>(
+    [low, high]: [__m256i; 2],
+    lower: __m256i,
+    upper: __m256i,
+) -> __m256i {
+    let (lower, upper) = (_mm256_shuffle_epi8(low, lower), _mm256_shuffle_epi8(high, upper));
+    if K == 2 { _mm256_xor_si256(lower, upper) } else { _mm256_add_epi8(lower, upper) }
+}
+
+/// The lower four bits of each byte.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn nibble(bytes: __m256i) -> __m256i {
+    _mm256_and_si256(bytes, _mm256_set1_epi8(15))
 }
 
 fn units_dot(rows: UnitRows, out: &mut [f32]) {

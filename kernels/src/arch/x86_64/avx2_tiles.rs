@@ -1,17 +1,16 @@
-//! AVX2: dot products of tiles, with the levels of neighbouring weights looked up together in memory.
+//! AVX2: dot products of tiles. A register holds the codes of some rows, and a level is two look-ups of 16 entries.
 //!
-//! A look-up of one of 256 bytes in registers takes 16 `vpshufb` and as many operations to choose among them. A load from the first-level
-//! cache takes less for two weights, and one from the second for four.
+//! Where some weights fill whole bytes, halves of windows are shared: with two bits a weight, window `4 j + p` begins at bit `2 p` of byte `j`. Its lower
+//! half is the four bits there, its upper half the four bits at `2 p + 4`, which are the lower half of the window two weights on. So six
+//! shifts of the tile's bytes serve four windows each byte; with four bits a weight, three serve two. A register then has every fourth, or every
+//! other, column of some rows, and the input is put into that order once for all 16 rows.
 
 use super::{
-    avx2_units::{products, sum_pairs},
+    avx2::{both, levels_by_halves, levels_of, nibble, windows},
+    avx2_units::sum_pairs,
     fetch::fetch_ahead,
 };
-use crate::{
-    arch::{integer::TileRun, neighbours::Neighbours, tiles::row_bits},
-    quantized_input::GROUP,
-    scheme::TILE,
-};
+use crate::{arch::integer::TileRun, quantized_input::GROUP, scheme::TILE};
 use std::arch::x86_64::*;
 
 /// # Safety
@@ -21,94 +20,203 @@ pub(super) unsafe fn tiles_dot(run: TileRun) -> [f32; TILE] {
     // SAFETY: the caller vouches for the instruction set.
     unsafe {
         match run.bits {
-            2 => all::<2>(run),
-            3 => all::<3>(run),
-            4 => all::<4>(run),
-            _ => all::<5>(run),
+            2 => strip::<2, 64, 2>(run),
+            3 => strip::<3, 96, 8>(run),
+            4 => strip::<4, 128, 4>(run),
+            _ => strip::<5, 160, 8>(run),
         }
     }
 }
 
-/// Two rows of a tile a step, one in each half of a register; a row's products fall into the four lanes of its half.
+/// With tiles of `BYTES`, `32 K`, and `N` registers of sums for the 16 rows.
 #[target_feature(enable = "avx2,fma")]
-fn all<const K: usize>(run: TileRun) -> [f32; TILE] {
-    let table = Table::new(run.neighbours.get_or_init(|| Neighbours::new(K, run.table)), K);
-    let mut sums = [_mm256_setzero_ps(); TILE / 2];
-    let groups = run.codes.chunks(GROUP / TILE * 32 * K).zip(run.x.values().as_chunks::<GROUP>().0);
+fn strip<const K: usize, const BYTES: usize, const N: usize>(run: TileRun) -> [f32; TILE] {
+    const { assert!(BYTES == 32 * K) };
+    let book = [both(run.codebook.low()), both(run.codebook.high())];
+    let orders = orders::<K>();
+    let mut sums = [_mm256_setzero_ps(); N];
+    let groups = run.codes.chunks(GROUP / TILE * BYTES).zip(run.x.values().as_chunks::<GROUP>().0);
     for ((tiles, values), &scale) in groups.zip(run.x.scales()) {
-        fetch_ahead(tiles, 0, GROUP / TILE * 32 * K);
+        fetch_ahead(tiles, 0, GROUP / TILE * BYTES);
+        let mut products = [_mm256_setzero_si256(); N];
+        for (tile, values) in tiles.as_chunks::<BYTES>().0.iter().zip(values.as_chunks::<TILE>().0) {
+            add_tile::<K, BYTES, N>(tile, book, Input::new(values), &orders, &mut products);
+        }
         let scale = _mm256_set1_ps(scale);
-        // SAFETY: the pointers are those of sixteen bytes each.
-        let values: [__m256i; GROUP / TILE] = std::array::from_fn(|t| unsafe {
-            _mm256_broadcastsi128_si256(_mm_loadu_si128(values[t * TILE..][..TILE].as_ptr().cast()))
-        });
-        for (pair, sum) in sums.iter_mut().enumerate() {
-            let mut integers = _mm256_setzero_si256();
-            for (tile, values) in tiles.chunks_exact(32 * K).zip(values) {
-                let row = |row| levels::<K>(row_bits::<K>(tile, row), table);
-                let levels = _mm256_set_m128i(row(2 * pair + 1), row(2 * pair));
-                integers = _mm256_add_epi32(integers, sum_pairs(products(levels, values)));
-            }
-            *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(integers), scale, *sum);
+        for (sum, products) in sums.iter_mut().zip(products) {
+            *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), scale, *sum);
         }
     }
     let mut rows = [0.0; TILE];
-    for (rows, sum) in rows.as_chunks_mut::<2>().0.iter_mut().zip(sums) {
+    for (n, sum) in sums.into_iter().enumerate() {
         let mut lanes = [0.0; 8];
         // SAFETY: the pointer is that of eight values.
         unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
-        for (row, lanes) in rows.iter_mut().zip(lanes.as_chunks::<4>().0) {
-            *row = (lanes[0] + lanes[2]) + (lanes[1] + lanes[3]);
+        // The lanes of a row are neighbours.
+        for (row, lanes) in rows[TILE / N * n..].iter_mut().zip(lanes.chunks(8 * N / TILE)) {
+            *row = lanes.iter().sum();
         }
     }
     rows
 }
 
-/// The table of a code.
-#[derive(Clone, Copy)]
-enum Table<'a> {
-    Four(&'a [[i8; 4]; 1 << 14]),
-    /// An entry for each code of `8 + K` bits.
-    Two(&'a [[i8; 2]]),
-}
-
-impl<'a> Table<'a> {
-    /// # Panics
-    /// When the table is that of another code.
-    fn new(neighbours: &'a Neighbours, bits: usize) -> Self {
-        match neighbours {
-            Neighbours::Four(table) if bits == 2 => {
-                Self::Four(table.as_slice().try_into().expect("an entry for each code"))
-            }
-            Neighbours::Two(table) if table.len() == 1 << (8 + bits) => Self::Two(table),
-            _ => panic!("the table of another code than one of {bits} bits"),
-        }
-    }
-}
-
-/// The levels of a row's 16 weights of `K` bits, from its bits.
+/// Which columns a register of levels has of each row: with two bits every fourth one from `p` on, with four every other one.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn levels<const K: usize>(bits: u128, table: Table) -> __m128i {
-    match table {
-        Table::Four(table) => {
-            let bits = bits as u64;
-            let four = |i: u32| {
-                let levels = table[(bits >> (8 * i)) as usize & 0x3fff];
-                i32::from_ne_bytes(levels.map(|level| level as u8))
-            };
-            _mm_setr_epi32(four(0), four(1), four(2), four(3))
+fn orders<const K: usize>() -> [__m256i; 4] {
+    let every = match K {
+        2 => 4,
+        4 => 2,
+        _ => 1,
+    };
+    let mut orders = [_mm256_setzero_si256(); 4];
+    for (p, order) in orders.iter_mut().enumerate() {
+        let columns: [u8; TILE] = std::array::from_fn(|i| (p % every + i % (TILE / every) * every) as u8);
+        *order = both(&columns);
+    }
+    orders
+}
+
+/// Adds the products of a tile.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_tile<const K: usize, const BYTES: usize, const N: usize>(
+    tile: &[u8; BYTES],
+    book: [__m256i; 2],
+    x: Input,
+    orders: &[__m256i; 4],
+    sums: &mut [__m256i; N],
+) {
+    match K {
+        2 => {
+            let x = [x.ordered(orders[0]), x.ordered(orders[1]), x.ordered(orders[2]), x.ordered(orders[3])];
+            let (bytes, next) = bytes_and_next::<BYTES, N>(tile);
+            for ((sum, byte), next) in sums.iter_mut().zip(bytes).zip(next) {
+                // Four bits that cross into the next byte: shifts of words see those of even bytes, and a byte on those of odd ones.
+                let (even, odd) = (_mm256_srli_epi16(byte, 6), _mm256_slli_epi16(next, 2));
+                let halves = [
+                    nibble(byte),
+                    nibble(_mm256_srli_epi16(byte, 2)),
+                    nibble(_mm256_srli_epi16(byte, 4)),
+                    nibble(_mm256_blendv_epi8(even, odd, _mm256_set1_epi16(0xff00u16.cast_signed()))),
+                    nibble(next),
+                    nibble(_mm256_srli_epi16(next, 2)),
+                ];
+                let first = x[0].dot(levels_by_halves::<K>(book, halves[0], halves[2]));
+                let second = x[1].dot(levels_by_halves::<K>(book, halves[1], halves[3]));
+                let third = x[2].dot(levels_by_halves::<K>(book, halves[2], halves[4]));
+                let fourth = x[3].dot(levels_by_halves::<K>(book, halves[3], halves[5]));
+                let (left, right) = (_mm256_add_epi32(first, second), _mm256_add_epi32(third, fourth));
+                *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(left, right));
+            }
         }
-        Table::Two(table) => {
-            // Eight weights and what the last of them sees beyond its own bits are 43 bits at most.
-            let halves = [bits as u64, (bits >> (8 * K)) as u64];
-            let two = |i: usize| {
-                let code = (halves[i / 4] >> (2 * K * (i % 4))) as usize & ((1 << (8 + K)) - 1);
-                // SAFETY: `Table::new` has seen to it that there is an entry for each code of `8 + K` bits.
-                let levels = unsafe { *table.get_unchecked(code) };
-                i16::from_ne_bytes(levels.map(|level| level as u8))
-            };
-            _mm_setr_epi16(two(0), two(1), two(2), two(3), two(4), two(5), two(6), two(7))
+        4 => {
+            let x = [x.ordered(orders[0]), x.ordered(orders[1])];
+            let (bytes, next) = bytes_and_next::<BYTES, N>(tile);
+            for ((sum, byte), next) in sums.iter_mut().zip(bytes).zip(next) {
+                let halves = [nibble(byte), nibble(_mm256_srli_epi16(byte, 4)), nibble(next)];
+                let even = x[0].dot(levels_by_halves::<K>(book, halves[0], halves[1]));
+                let odd = x[1].dot(levels_by_halves::<K>(book, halves[1], halves[2]));
+                *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(even, odd));
+            }
+        }
+        _ => {
+            let [pairs @ .., last] = sums.as_mut_slice() else { return };
+            for (n, sum) in pairs.iter_mut().enumerate() {
+                let rows = _mm256_set_m128i(row::<K, BYTES>(tile, 2 * n + 1), row::<K, BYTES>(tile, 2 * n));
+                *sum = _mm256_add_epi32(*sum, x.dot(levels_of::<K>(windows::<K>(rows), book)));
+            }
+            let rows = last_rows::<K, BYTES>(tile);
+            *last = _mm256_add_epi32(*last, x.dot(levels_of::<K>(windows::<K>(rows), book)));
         }
     }
+}
+
+/// The input of a tile's columns, and its sizes, once in each half.
+#[derive(Clone, Copy)]
+struct Input {
+    values: __m256i,
+    sizes: __m256i,
+}
+
+impl Input {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn new(values: &[i8; TILE]) -> Self {
+        let values = both(values);
+        Self { values, sizes: _mm256_abs_epi8(values) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn ordered(self, order: __m256i) -> Self {
+        let Self { values, sizes } = self;
+        Self { values: _mm256_shuffle_epi8(values, order), sizes: _mm256_shuffle_epi8(sizes, order) }
+    }
+
+    /// The products with levels, added up in fours.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn dot(self, levels: __m256i) -> __m256i {
+        // `vpmaddubsw` wants one factor unsigned: the value's sign goes to the level. No level is -128, so the sign can change, and
+        // two products are at most 2 * 127 * 127, which 16 bits hold.
+        sum_pairs(_mm256_maddubs_epi16(self.sizes, _mm256_sign_epi8(levels, self.values)))
+    }
+}
+
+/// The bits of a row, and what comes after them.
+///
+/// # Panics
+/// When that is past the end of the tile.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn row<const K: usize, const BYTES: usize>(tile: &[u8; BYTES], row: usize) -> __m128i {
+    let bytes: &[u8; 16] = tile[2 * K * row..].first_chunk().expect("16 bytes are left");
+    // SAFETY: the pointer is that of sixteen bytes.
+    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
+}
+
+/// The bits of the last two rows. The code wraps around: after its last byte comes its first.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn last_rows<const K: usize, const BYTES: usize>(tile: &[u8; BYTES]) -> __m256i {
+    let (start, end) = (both_of(tile.first_chunk()), both_of(tile.last_chunk()));
+    match K {
+        // Rows of six bytes: four, and ten, of the last sixteen bytes are before them.
+        3 => _mm256_blend_epi32::<0xf0>(
+            _mm256_alignr_epi8::<4>(start, end),
+            _mm256_alignr_epi8::<10>(start, end),
+        ),
+        // Of ten bytes: the last but one ends with the tile.
+        _ => _mm256_blend_epi32::<0xf0>(
+            _mm256_castsi128_si256(row::<K, BYTES>(tile, TILE - 2)),
+            _mm256_alignr_epi8::<6>(start, end),
+        ),
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn both_of(bytes: Option<&[u8; 16]>) -> __m256i {
+    both(bytes.expect("a tile has 64 bytes at least"))
+}
+
+/// The registers of a tile, and those that begin a byte later.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn bytes_and_next<const BYTES: usize, const N: usize>(tile: &[u8; BYTES]) -> ([__m256i; N], [__m256i; N]) {
+    assert!(BYTES == 32 * N);
+    // SAFETY: the pointers are those of 32 bytes each, the last of the second kind left out.
+    let load = |at: usize| unsafe { _mm256_loadu_si256(tile.as_ptr().add(at).cast()) };
+    let (mut bytes, mut next) = ([load(0); N], [load(0); N]);
+    for n in 0..N {
+        bytes[n] = load(32 * n);
+    }
+    for n in 0..N - 1 {
+        next[n] = load(32 * n + 1);
+    }
+    // The code wraps around: after its last byte comes its first.
+    let turned = _mm256_permute2x128_si256::<0x21>(bytes[N - 1], bytes[0]);
+    next[N - 1] = _mm256_alignr_epi8::<1>(turned, bytes[N - 1]);
+    (bytes, next)
 }

@@ -29,7 +29,7 @@ fn decode(tiles: Tiles, out: &mut [f32]) {
 fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
     let Tiles { first, steps, stride, .. } = tiles;
     let rows = first..first + steps.len();
-    let decoder = TileLevels::<K>::new(tiles.table, 0);
+    let decoder = TileLevels::<K>::new(tiles.codebook.levels(), 0);
     for (t, tile) in tiles.codes.chunks_exact(32 * K).enumerate() {
         for quarter in rows.start / 4..rows.end.div_ceil(4) {
             let levels = decoder.quarter(tile, quarter);

@@ -49,7 +49,7 @@ fn tiles_dot(run: TileRun) -> [f32; TILE] {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 fn tiles<const K: usize>(run: TileRun) -> [f32; TILE] {
     run.check();
-    let decoder = TileLevels::<K>::new(run.table, i8::MIN);
+    let decoder = TileLevels::<K>::new(run.codebook.levels(), i8::MIN);
     let mut sums = [_mm512_setzero_ps(); 4];
     let groups = run.codes.chunks(GROUP / TILE * 32 * K).zip(run.x.values().as_chunks::<GROUP>().0);
     for (((tiles, values), scale), parts) in groups.zip(run.x.scales()).zip(run.x.sums()) {
@@ -86,7 +86,7 @@ fn tiles<const K: usize>(run: TileRun) -> [f32; TILE] {
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 fn tiles_of_two_bits(run: TileRun) -> [f32; TILE] {
     run.check();
-    let table = in_registers(run.table, i8::MIN);
+    let table = in_registers(run.codebook.levels(), i8::MIN);
     let shifts = [0, 16, 32, 16]
         .map(|first: i64| _mm512_set1_epi64(0x0e0c_0a08_0604_0200 + first * 0x0101_0101_0101_0101));
     let mut sums = [_mm512_setzero_ps(); 2];

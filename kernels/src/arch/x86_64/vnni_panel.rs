@@ -5,7 +5,7 @@ use crate::{
     arch::level_panel::{LevelPanel, OFFSET, PanelKernels, ROWS, Sides, Step},
     quantized_batch::BatchBlock,
     quantized_input::GROUP,
-    scheme::{TILE, UNIT},
+    scheme::{TILE, UNIT, trellis::Codebook},
 };
 use std::arch::x86_64::*;
 
@@ -15,10 +15,10 @@ pub(super) const KERNELS: PanelKernels = PanelKernels { depth: 4, spread_tiles, 
 /// Instructions of four columns in half a group.
 const STEPS: usize = GROUP / 8;
 
-fn spread_tiles(bits: usize, table: &[i8; 256], codes: &[u8], out: &mut [Step]) {
+fn spread_tiles(bits: usize, codebook: &Codebook, codes: &[u8], out: &mut [Step]) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-    fn all<const K: usize>(table: &[i8; 256], codes: &[u8], out: &mut [Step]) {
-        let decoder = TileLevels::<K>::new(table, i8::MIN);
+    fn all<const K: usize>(codebook: &Codebook, codes: &[u8], out: &mut [Step]) {
+        let decoder = TileLevels::<K>::new(codebook.levels(), i8::MIN);
         // Of registers of four rows of four dwords each: dwords j and j + 1 of the eight rows of two of them.
         let pairs = |j: i32| {
             let row = |r: i32| (r % 4 * 4 + j) + 16 * (r / 4);
@@ -42,10 +42,10 @@ fn spread_tiles(bits: usize, table: &[i8; 256], codes: &[u8], out: &mut [Step]) 
     // SAFETY: these kernels are handed out only where the processor has the instruction set.
     unsafe {
         match bits {
-            2 => all::<2>(table, codes, out),
-            3 => all::<3>(table, codes, out),
-            4 => all::<4>(table, codes, out),
-            _ => all::<5>(table, codes, out),
+            2 => all::<2>(codebook, codes, out),
+            3 => all::<3>(codebook, codes, out),
+            4 => all::<4>(codebook, codes, out),
+            _ => all::<5>(codebook, codes, out),
         }
     }
 }

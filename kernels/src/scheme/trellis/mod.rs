@@ -7,26 +7,28 @@
 //! 16 x 16 weights, 256 k bits that wrap around ("tail-biting"), weight `i` of the tile, row by row, is
 //!
 //! ```text
-//! weight = scale[row] * TABLE[bits k i .. k i + 8] / 32
+//! weight = scale[row] * level[bits k i .. k i + 8] / 32
 //! ```
 //!
 //! So each next window drops the lowest `k` bits of the last one, and takes in `k` new ones at the top. Eight bits are
-//! few on purpose: 256 windows are looked up in vector registers.
+//! few on purpose, and a level is made of two look-ups of four bits ([`Codebook`]): both stay in vector registers.
 //!
 //! Parts: `codes` U8 `[ceil(rows / 16), cols / 16 * 32 k]`, the tiles of 16 rows from left to right (rows past the last one are
 //! padding), `scales` F16 `[rows, 1]`. `cols` is a multiple of 16. At 4096 columns 16/4096 bits more than `k`.
 
+mod codebook;
 mod tables;
 mod tile;
 
 use super::{Integers, PANEL_COLS, Part, PartType, Scheme};
 use crate::{
     Packed,
-    arch::{self, Tiles, neighbours::LazyNeighbours},
+    arch::{self, Tiles},
 };
-use std::{ops::Range, sync::OnceLock};
+use std::ops::Range;
 use tables::{TABLE_2, TABLE_3, TABLE_4, TABLE_5, Table};
 
+pub use codebook::Codebook;
 pub use tile::{pack, window, windows};
 
 /// Rows, and columns, of a tile.
@@ -36,14 +38,14 @@ pub const TILE_WEIGHTS: usize = TILE * TILE;
 /// What an integer level is divided by.
 pub const LEVEL_UNIT: f32 = 32.0;
 
-/// Two bits a weight: 11.29 dB on a Gaussian.
-pub static TCQ2: Trellis = Trellis { name: "tcq2", bits: 2, table: &TABLE_2, neighbours: OnceLock::new() };
-/// Three bits a weight: 17.01 dB on a Gaussian.
-pub static TCQ3: Trellis = Trellis { name: "tcq3", bits: 3, table: &TABLE_3, neighbours: OnceLock::new() };
-/// Four bits a weight: 22.72 dB on a Gaussian.
-pub static TCQ4: Trellis = Trellis { name: "tcq4", bits: 4, table: &TABLE_4, neighbours: OnceLock::new() };
-/// Five bits a weight: 28.33 dB on a Gaussian.
-pub static TCQ5: Trellis = Trellis { name: "tcq5", bits: 5, table: &TABLE_5, neighbours: OnceLock::new() };
+/// Two bits a weight: 11.07 dB on a Gaussian.
+pub static TCQ2: Trellis = Trellis { name: "tcq2", bits: 2, table: &TABLE_2 };
+/// Three bits a weight: 16.72 dB on a Gaussian.
+pub static TCQ3: Trellis = Trellis { name: "tcq3", bits: 3, table: &TABLE_3 };
+/// Four bits a weight: 22.31 dB on a Gaussian.
+pub static TCQ4: Trellis = Trellis { name: "tcq4", bits: 4, table: &TABLE_4 };
+/// Five bits a weight: 27.78 dB on a Gaussian.
+pub static TCQ5: Trellis = Trellis { name: "tcq5", bits: 5, table: &TABLE_5 };
 
 /// A trellis code with a trained table and one f16 scale a row.
 #[derive(Debug)]
@@ -51,7 +53,6 @@ pub struct Trellis {
     name: &'static str,
     bits: usize,
     table: &'static Table,
-    neighbours: LazyNeighbours,
 }
 
 impl Trellis {
@@ -62,7 +63,12 @@ impl Trellis {
 
     /// The level of each window, in units of the row's scale over [`LEVEL_UNIT`].
     pub fn table(&self) -> &'static [i8; 256] {
-        &self.table.levels
+        self.codebook().levels()
+    }
+
+    /// The tables that the levels are made of.
+    pub fn codebook(&self) -> &'static Codebook {
+        &self.table.codebook
     }
 
     /// Bytes of a tile's code.
@@ -79,6 +85,10 @@ impl Trellis {
 impl Scheme for Trellis {
     fn name(&self) -> &'static str {
         self.name
+    }
+
+    fn version(&self) -> u32 {
+        2
     }
 
     fn default_group(&self, cols: usize) -> usize {
@@ -114,12 +124,11 @@ impl Scheme for Trellis {
     fn weight(&self, m: &Packed, row: usize, col: usize) -> f32 {
         let tile = &m.row(0, row / TILE)[col / TILE * self.tile_bytes()..][..self.tile_bytes()];
         let window = window(tile, self.bits, row % TILE * TILE + col % TILE);
-        m.f16(1, row, 0) * (f32::from(self.table.levels[usize::from(window)]) / LEVEL_UNIT)
+        m.f16(1, row, 0) * (f32::from(self.table()[usize::from(window)]) / LEVEL_UNIT)
     }
 
     fn integers(&self) -> Option<Integers<'_>> {
-        let (table, neighbours) = (self.table(), &self.neighbours);
-        Some(Integers::Tiles { bits: self.bits, table, neighbours, level_unit: LEVEL_UNIT })
+        Some(Integers::Tiles { bits: self.bits, codebook: self.codebook(), level_unit: LEVEL_UNIT })
     }
 
     fn decode_panel(&self, m: &Packed, rows: Range<usize>, cols: Range<usize>, out: &mut [f32]) {
@@ -136,7 +145,8 @@ impl Scheme for Trellis {
                 *step = m.f16(1, row, 0) / LEVEL_UNIT;
             }
             let (codes, steps) = (&m.row(0, strip)[tiles.clone()], &steps[..end - row]);
-            let run = Tiles { bits: self.bits, table: self.table(), codes, first, steps, stride: PANEL_COLS };
+            let run =
+                Tiles { bits: self.bits, codebook: self.codebook(), codes, first, steps, stride: PANEL_COLS };
             decode(run, &mut out[(row - rows.start) * PANEL_COLS..]);
             row = end;
         }
