@@ -208,13 +208,10 @@ fn bytes_and_next<const BYTES: usize, const N: usize>(tile: &[u8; BYTES]) -> ([_
     assert!(BYTES == 32 * N);
     // SAFETY: the pointers are those of 32 bytes each, the last of the second kind left out.
     let load = |at: usize| unsafe { _mm256_loadu_si256(tile.as_ptr().add(at).cast()) };
+    // Not by `from_fn`: what it calls is compiled without the instruction set.
     let (mut bytes, mut next) = ([load(0); N], [load(0); N]);
-    for n in 0..N {
-        bytes[n] = load(32 * n);
-    }
-    for n in 0..N - 1 {
-        next[n] = load(32 * n + 1);
-    }
+    bytes.iter_mut().enumerate().for_each(|(n, bytes)| *bytes = load(32 * n));
+    next[..N - 1].iter_mut().enumerate().for_each(|(n, next)| *next = load(32 * n + 1));
     // The code wraps around: after its last byte comes its first.
     let turned = _mm256_permute2x128_si256::<0x21>(bytes[N - 1], bytes[0]);
     next[N - 1] = _mm256_alignr_epi8::<1>(turned, bytes[N - 1]);
