@@ -27,7 +27,7 @@ pub const OFFSET: i32 = 128;
 
 const _: () = assert!(TILE == ROWS && UNIT == GROUP && COLS.is_multiple_of(GROUP));
 
-/// Levels of 16 rows with [`OFFSET`] added, on a cache line of their own: of four columns, `[16, 4]`; with a depth of two, `[2, 16, 2]`; with one of eight, two
+/// Levels of 16 rows with [`OFFSET`] added, on a cache line of their own: of four columns, `[16, 4]`; with a depth of eight, two
 /// hold eight columns, `[16, 8]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(align(64))]
@@ -123,7 +123,7 @@ pub type SpreadUnit = fn(usize, &[i8; 16], [&[u8]; ROWS], &mut [Step; UNIT / 4])
 /// The kernels of an instruction set that multiplies bytes faster than floats.
 #[derive(Debug, Clone, Copy)]
 pub struct PanelKernels {
-    /// Columns that an instruction multiplies, 2, 4 or 8: those of a row, and of an input, lie side by side.
+    /// Columns that an instruction multiplies, 4 or 8: those of a row, and of an input, lie side by side.
     pub depth: usize,
     /// The levels of tiles of a trellis code: see [`spread_tiles`].
     pub spread_tiles: fn(usize, &Codebook, &[u8], &mut [Step]),

@@ -25,7 +25,7 @@ pub fn kernels() -> Option<Kernels> {
         tiles: decode_tiles,
         units_dot,
         tiles_dot,
-        panels: Some(super::avx2_panel::KERNELS),
+        panels: None,
         pages: page::x86_64::avx2().unwrap_or(page::SCALAR),
     })
 }

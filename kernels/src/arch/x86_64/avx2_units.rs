@@ -136,7 +136,7 @@ fn some<const BITS: usize, const HALVES: bool, const R: usize>(
 /// The levels of a unit's halves.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn levels<const BITS: usize>(unit: &[u8], table: __m256i) -> [__m256i; 2] {
+fn levels<const BITS: usize>(unit: &[u8], table: __m256i) -> [__m256i; 2] {
     match BITS {
         8 => {
             let halves = unit.as_chunks::<HALF>().0;

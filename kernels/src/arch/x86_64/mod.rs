@@ -1,7 +1,6 @@
 //! Instances for x86-64.
 
 pub mod avx2;
-mod avx2_panel;
 mod avx2_tiles;
 mod avx2_units;
 pub mod avx512;
