@@ -146,7 +146,7 @@ pub(super) fn both<T, const N: usize>(bytes: &[T; N]) -> __m256i {
 /// [`row_bits`] in a register.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn row_bytes<const K: usize>(tile: &[u8], row: usize) -> __m128i {
+fn row_bytes<const K: usize>(tile: &[u8], row: usize) -> __m128i {
     match tile.get(2 * K * row..2 * K * row + 16) {
         // SAFETY: the pointer is that of sixteen bytes.
         Some(bytes) => unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) },

@@ -182,7 +182,7 @@ fn fours(bits: [u8; 4]) -> __m256i {
 /// The products of signed bytes, added up two by two.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn products(levels: __m256i, values: __m256i) -> __m256i {
+fn products(levels: __m256i, values: __m256i) -> __m256i {
     // `vpmaddubsw` wants one factor unsigned: the level's sign goes to the value. No value is -128, so the sign can change,
     // and two products are at most 2 * 128 * 127, which 16 bits hold.
     _mm256_maddubs_epi16(_mm256_abs_epi8(levels), _mm256_sign_epi8(values, levels))
