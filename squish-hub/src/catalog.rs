@@ -1,6 +1,6 @@
 //! Models that have a name: `catalog.toml`, built in.
 
-use crate::{Error, Result};
+use crate::{Error, Result, memory::Widths};
 use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, fmt};
 
@@ -102,6 +102,11 @@ impl Variant {
         Some(self.name()).filter(|_| self != Self::Bf16)
     }
 
+    /// Whether the recipe runs the model over a text, for which the whole original has to be there.
+    pub fn calibrates(self) -> bool {
+        self == Self::Sqint2
+    }
+
     /// Bits of a weight in linear layers, and in embeddings and head.
     fn bits(self) -> (f64, f64) {
         match self {
@@ -130,14 +135,26 @@ impl Model {
         ((self.shape.linear() as f64 * linear + self.shape.embedding() as f64 * embedding) / 8.0) as u64
     }
 
-    /// Predicted bytes while it runs with [`CONTEXT`] positions: weights, the cache in f32, and what a prefill of 512 tokens
-    /// works on, as `squish_quant::fit` counts it.
+    /// Predicted bytes of disk, at most, while the variant is made: the result with the largest file of the original, which
+    /// publishers keep below 5 GB; where the recipe calibrates, the whole original, the result, and the matrices that go into it.
+    pub fn disk(&self, variant: Variant) -> u64 {
+        const LARGEST_FILE: u64 = 5_000_000_000;
+        let (original, result) = (self.bytes(Variant::Bf16), self.bytes(variant));
+        match variant {
+            Variant::Bf16 => original,
+            _ if variant.calibrates() => original + 2 * result,
+            _ => original.min(LARGEST_FILE) + result,
+        }
+    }
+
+    /// Predicted bytes while it runs with [`CONTEXT`] positions: weights, the cache in f16, as it is at this length, and what
+    /// a prefill works on, as `squish_quant::fit` counts it.
     pub fn memory(&self, variant: Variant) -> u64 {
         let shape = &self.shape;
-        let cache = 2 * 4 * CONTEXT * shape.layers * shape.kv_heads * shape.head_dim;
+        let cache = 2 * 2 * CONTEXT * shape.layers * shape.kv_heads * shape.head_dim;
         let widest = shape.intermediate.max(shape.hidden).max(shape.heads * shape.head_dim);
-        let working = 4 * (512 * (8 * widest + 16 * shape.hidden) + 4 * shape.vocabulary);
-        self.bytes(variant) + cache + working + 200_000_000
+        let widths = Widths { chunk: 512, widest, hidden: shape.hidden, vocabulary: shape.vocabulary };
+        self.bytes(variant) + cache + widths.working_bytes()
     }
 }
 

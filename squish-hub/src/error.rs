@@ -34,6 +34,12 @@ pub enum Error {
         /// What was given.
         found: String,
     },
+    /// A recipe whose name cannot be part of a directory's name.
+    #[error("the recipe's name `{name}` cannot be part of a directory's name; say --out DIR")]
+    Recipe {
+        /// The name.
+        name: String,
+    },
     /// A model of Ollama's store that cannot be run from here.
     #[error("ollama:{name}: {reason}")]
     Ollama {
@@ -55,6 +61,17 @@ pub enum Error {
     )]
     Unauthorised {
         /// What was asked for.
+        url: String,
+        /// Whether a token was sent.
+        token: bool,
+    },
+    /// The hub lets nothing be written there.
+    #[error(
+        "{url}: may not be written to; {}",
+        if *token { "the token in HF_TOKEN has no write access" } else { "set HF_TOKEN to a token with write access" }
+    )]
+    WriteDenied {
+        /// What was to be written.
         url: String,
         /// Whether a token was sent.
         token: bool,

@@ -7,6 +7,7 @@
 //! | [`store`] | where squished models lie, and from a name to a directory |
 //! | [`hub`] | Hugging Face hubs: settings, cache, downloads |
 //! | [`ollama`] | another program's local store, read only |
+//! | [`memory`] | what a running model takes beside its weights |
 //! | [`scan`] | what files are by their bytes, and why some are refused |
 //!
 //! This is a crate of its own since both who runs models and who compresses them need it, and neither may know the other;
@@ -15,6 +16,7 @@
 pub mod catalog;
 mod error;
 pub mod hub;
+pub mod memory;
 pub mod name;
 pub mod ollama;
 pub mod scan;

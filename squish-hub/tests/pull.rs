@@ -107,6 +107,12 @@ fn failures_that_stay() {
     assert!(matches!(error, Error::NotFound { .. }), "{error}");
     let error = fail(standin::Faults { statuses: vec![500; 100], ..none() });
     assert!(matches!(error, Error::Hub { .. }), "{error}");
+    let error = fail(standin::Faults { statuses: vec![403], ..none() });
+    assert!(matches!(error, Error::Unauthorised { .. }), "{error}");
+    let error = fail(standin::Faults { statuses: vec![404], ..none() });
+    assert!(matches!(error, Error::NotFound { .. }), "{error}");
+    let error = fail(standin::Faults { statuses: vec![418], ..none() });
+    assert!(error.to_string().contains("answers 418"), "{error}");
     let error = fail(standin::Faults { corrupt: true, ..none() });
     assert!(matches!(error, Error::Checksum { .. }), "{error}");
     let full = Hub { reserve: u64::MAX, ..hub.clone() };
@@ -120,10 +126,33 @@ fn failures_that_stay() {
 #[test]
 fn a_hub_that_is_not_there() {
     let cache = tempfile::tempdir().unwrap();
-    let standin =
-        Standin { address: "http://127.0.0.1:1".into(), faults: Default::default(), log: Default::default() };
-    let error = hub(&standin, cache.path()).pull(REPOSITORY, "main", &Silent).unwrap_err();
+    let error = hub(&Standin::nowhere(), cache.path()).pull(REPOSITORY, "main", &Silent).unwrap_err();
     assert!(matches!(error, Error::Hub { .. }), "{error}");
+}
+
+#[test]
+fn a_hub_that_does_not_answer() {
+    let (standin, cache) = (Standin::new(&files()), tempfile::tempdir().unwrap());
+    let mut hub = hub(&standin, cache.path());
+    hub.timing.connect = Duration::from_millis(300);
+    standin.faults.lock().unwrap().hang = 100;
+    let (start, error) = (Instant::now(), hub.pull(REPOSITORY, "main", &Silent).unwrap_err());
+    assert!(matches!(error, Error::Hub { .. }) && start.elapsed() < Duration::from_secs(10), "{error}");
+    // Once it does, it is asked again.
+    standin.faults.lock().unwrap().hang = 1;
+    check(&hub.pull(REPOSITORY, "main", &Silent).unwrap().dir);
+}
+
+#[test]
+fn a_hub_that_asks_for_patience_gets_a_minute_at_most() {
+    let (standin, cache) = (Standin::new(&files()), tempfile::tempdir().unwrap());
+    let faults = standin::Faults { statuses: vec![429], retry_after: Some(1 << 40), ..Default::default() };
+    *standin.faults.lock().unwrap() = faults;
+    let mut hub = hub(&standin, cache.path());
+    hub.timing.longest_pause = Duration::from_millis(200);
+    let start = Instant::now();
+    check(&hub.pull(REPOSITORY, "main", &Silent).unwrap().dir);
+    assert!((Duration::from_millis(200)..Duration::from_secs(20)).contains(&start.elapsed()));
 }
 
 #[test]

@@ -6,7 +6,7 @@
 //!                            snapshots/COMMIT/FILE     a link to a blob
 //! ```
 
-use super::Hub;
+use super::{Hub, RemoteFile};
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
 
@@ -29,6 +29,14 @@ impl Hub {
         let snapshot = dir.join("snapshots").join(commit);
         is_complete(&snapshot).then_some(snapshot)
     }
+
+    /// Links a blob into the directory of a repository from the cache beside this one, where it is there.
+    pub(super) fn borrow(&self, dir: &Path, etag: &str) -> bool {
+        let Some(beside) = &self.beside else { return false };
+        let blob = beside.join(dir.file_name().unwrap_or_default()).join("blobs").join(etag);
+        let Ok(blob) = blob.canonicalize() else { return false };
+        blob.is_file() && symlink(&blob, &dir.join("blobs").join(etag)).is_ok()
+    }
 }
 
 /// Whether a directory has a configuration and all of its weights.
@@ -45,16 +53,17 @@ fn is_complete(dir: &Path) -> bool {
     map.values().all(|file| file.as_str().is_some_and(there))
 }
 
-/// Gives a blob its name in a snapshot: by a relative link, or by a copy where links cannot be made.
-pub(super) fn link(dir: &Path, commit: &str, name: &str, etag: &str) -> Result<()> {
-    let path = dir.join("snapshots").join(commit).join(name);
+/// Gives a blob its name in a folder of the repository's directory (`snapshots/COMMIT`): by a relative link, or by a copy where
+/// links cannot be made.
+pub(super) fn link(dir: &Path, folder: &str, name: &str, etag: &str) -> Result<()> {
+    let path = dir.join(folder).join(name);
     let io = |source| Error::Io { path: path.clone(), source };
     if path.exists() {
         return Ok(());
     }
     std::fs::create_dir_all(path.parent().unwrap_or(dir)).map_err(io)?;
-    let up = "../".repeat(2 + name.matches('/').count());
-    let linked = symlink(&format!("{up}blobs/{etag}"), &path);
+    let up = "../".repeat(1 + folder.matches('/').count() + name.matches('/').count());
+    let linked = symlink(Path::new(&format!("{up}blobs/{etag}")), &path);
     match linked {
         // Another process did the same.
         Err(_) if path.exists() => Ok(()),
@@ -67,13 +76,19 @@ pub(super) fn link(dir: &Path, commit: &str, name: &str, etag: &str) -> Result<(
     }
 }
 
+/// Gives all of these blobs their names; the configuration last, since without it a directory is no checkpoint.
+pub(super) fn link_all(dir: &Path, folder: &str, files: &[RemoteFile]) -> Result<()> {
+    let (config, others): (Vec<_>, Vec<_>) = files.iter().partition(|file| file.name == "config.json");
+    others.into_iter().chain(config).try_for_each(|file| link(dir, folder, &file.name, &file.etag))
+}
+
 #[cfg(unix)]
-fn symlink(target: &str, path: &Path) -> std::io::Result<()> {
+fn symlink(target: &Path, path: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(target, path)
 }
 
 #[cfg(not(unix))]
-fn symlink(_: &str, _: &Path) -> std::io::Result<()> {
+fn symlink(_: &Path, _: &Path) -> std::io::Result<()> {
     Err(std::io::ErrorKind::Unsupported.into())
 }
 

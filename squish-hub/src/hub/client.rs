@@ -34,7 +34,7 @@ impl Default for Timing {
 
 /// What one attempt came to.
 pub(super) enum Attempt {
-    /// An answer: 200, 206 or 416.
+    /// An answer with a status that was to be expected.
     Answer(Response<Body>),
     /// Worth another attempt, after a pause that the hub may have asked for.
     Again(Error, Option<Duration>),
@@ -69,24 +69,37 @@ impl Hub {
         }
     }
 
-    /// One attempt at an address; `range` is the first byte that is wanted.
+    /// One attempt at an address; `range` is the value of the header, for a part of a file.
     ///
     /// # Errors
     /// What another attempt would not change: [`Error::Offline`], [`Error::Unauthorised`], [`Error::NotFound`],
     /// [`Error::Hub`].
-    pub(super) fn attempt(&self, agent: &Agent, url: &str, range: Option<u64>) -> Result<Attempt> {
+    pub(super) fn attempt(&self, agent: &Agent, url: &str, range: Option<&str>) -> Result<Attempt> {
         if self.offline {
             return Err(Error::Offline { url: url.into() });
         }
-        let authorised = self.token.as_ref().map(|token| format!("Bearer {token}"));
         let mut request = agent.get(url);
-        if let Some(token) = &authorised {
+        if let Some(token) = self.bearer() {
             request = request.header("authorization", token);
         }
-        if let Some(first) = range {
-            request = request.header("range", format!("bytes={first}-"));
+        if let Some(range) = range {
+            request = request.header("range", range);
         }
-        let answer = request.call();
+        self.judge(url, request.call(), |status| matches!(status, 200 | 206 | 416))
+    }
+
+    /// The header that carries the token.
+    pub(super) fn bearer(&self) -> Option<String> {
+        self.token.as_ref().map(|token| format!("Bearer {token}"))
+    }
+
+    /// What an attempt came to: `expected` are the statuses that its caller deals with.
+    pub(super) fn judge(
+        &self,
+        url: &str,
+        answer: Result<Response<Body>, ureq::Error>,
+        expected: impl Fn(u16) -> bool,
+    ) -> Result<Attempt> {
         let url = url.to_owned();
         let response = match answer {
             Ok(response) => response,
@@ -95,7 +108,7 @@ impl Hub {
             Err(e) => return Ok(Attempt::Again(Error::Hub { url, reason: e.to_string() }, None)),
         };
         match response.status().as_u16() {
-            200 | 206 | 416 => Ok(Attempt::Answer(response)),
+            status if expected(status) => Ok(Attempt::Answer(response)),
             401 | 403 => Err(Error::Unauthorised { url, token: self.token.is_some() }),
             404 | 410 => Err(Error::NotFound { url }),
             status @ (408 | 425 | 429 | 500..=599) => {
@@ -103,8 +116,17 @@ impl Hub {
                 let reason = format!("the hub answers {status}");
                 Ok(Attempt::Again(Error::Hub { url, reason }, after.map(Duration::from_secs)))
             }
-            status => Err(Error::Hub { url, reason: format!("the hub answers {status}") }),
+            status => {
+                let said = response.headers().get("x-error-message").and_then(|said| said.to_str().ok());
+                let said = said.map(|said| format!(": {}", crate::scan::printable(said))).unwrap_or_default();
+                Err(Error::Hub { url, reason: format!("the hub answers {status}{said}") })
+            }
         }
+    }
+
+    /// Whether an address is on the endpoint, so that the token may go there.
+    pub(super) fn is_own(&self, url: &str) -> bool {
+        url.strip_prefix(&self.endpoint).is_some_and(|path| path.starts_with('/'))
     }
 
     /// Waits before attempt `failed + 1`, or gives up with the error.
@@ -119,9 +141,14 @@ impl Hub {
 
     /// An answer, after as many attempts as it takes or are allowed.
     pub(super) fn request(&self, agent: &Agent, url: &str) -> Result<Response<Body>> {
+        self.insist(|| self.attempt(agent, url, None))
+    }
+
+    /// As many attempts as it takes or are allowed.
+    pub(super) fn insist(&self, attempt: impl Fn() -> Result<Attempt>) -> Result<Response<Body>> {
         let mut failed = 0;
         loop {
-            match self.attempt(agent, url, None)? {
+            match attempt()? {
                 Attempt::Answer(response) => return Ok(response),
                 Attempt::Again(error, asked) => {
                     failed += 1;

@@ -4,6 +4,11 @@ use crate::{Error, Result};
 use sha2::Digest as _;
 use std::{io::Read, path::Path};
 
+/// The SHA-256 of a file.
+pub fn sha256(path: &Path) -> Result<String> {
+    of_file(path, &"0".repeat(64)).map(Option::unwrap_or_default)
+}
+
 /// Hashes a file as the hub's `etag` of 64 or 40 hexadecimal digits was made; `None` for an etag of another kind.
 pub fn of_file(path: &Path, etag: &str) -> Result<Option<String>> {
     let io = |source| Error::Io { path: path.into(), source };

@@ -39,7 +39,7 @@ impl Hub {
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
         let lock = lock.map_err(io(&lock_path))?;
         lock.lock().map_err(io(&lock_path))?;
-        if blob.is_file() {
+        if blob.is_file() || self.borrow(dir, &remote.etag) {
             transfer.at(&remote.name, remote.size.unwrap_or(0), remote.size);
             return Ok(());
         }
@@ -91,8 +91,8 @@ impl Hub {
                 }
                 _ => {}
             }
-            let range = Some(have).filter(|have| *have > 0);
-            let (error, asked) = match self.attempt(agent, url, range)? {
+            let range = (have > 0).then(|| format!("bytes={have}-"));
+            let (error, asked) = match self.attempt(agent, url, range.as_deref())? {
                 Attempt::Again(error, asked) => (error, asked),
                 Attempt::Answer(response) if response.status() == 416 => {
                     // Nothing lies behind what is there. Where it is whole, the digest will say so.

@@ -31,16 +31,21 @@ pub struct RemoteFile {
     pub etag: String,
 }
 
+/// The hub's answer: all files of a revision.
 #[derive(Deserialize)]
-struct Answer {
-    sha: String,
-    siblings: Vec<Sibling>,
+pub(super) struct Answer {
+    /// The commit.
+    pub sha: String,
+    /// The files.
+    pub siblings: Vec<Sibling>,
 }
 
+/// A file in that answer.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Sibling {
-    rfilename: String,
+pub(super) struct Sibling {
+    /// Its path in the repository.
+    pub rfilename: String,
     size: Option<u64>,
     blob_id: Option<String>,
     lfs: Option<Lfs>,
@@ -50,6 +55,18 @@ struct Sibling {
 struct Lfs {
     sha256: Option<String>,
     size: Option<u64>,
+}
+
+impl Sibling {
+    /// What its contents are known by, in lower case: SHA-256 for a large file, git's blob hash for another.
+    pub fn etag(&self) -> Option<String> {
+        let sha256 = self.lfs.as_ref().and_then(|lfs| lfs.sha256.as_ref());
+        sha256.or(self.blob_id.as_ref()).filter(|etag| is_hash(etag)).map(|etag| etag.to_ascii_lowercase())
+    }
+
+    fn size(&self) -> Option<u64> {
+        self.lfs.as_ref().and_then(|lfs| lfs.size).or(self.size)
+    }
 }
 
 /// The files beside the weights that a checkpoint may need.
@@ -68,6 +85,7 @@ fn is_wanted(name: &str) -> bool {
         "merges.txt",
         "README.md",
         "LICENSE",
+        "squish_origin.json",
     ];
     PLAIN.contains(&name) || !name.contains('/') && name.ends_with(".safetensors")
 }
@@ -77,11 +95,8 @@ fn is_hash(text: &str) -> bool {
 }
 
 impl Hub {
-    /// Asks for a repository's list of files, and decides what is fetched.
-    ///
-    /// # Errors
-    /// [`Error::Unsafe`] where it offers weights as pickled data only; those of a request.
-    pub fn listing(&self, repository: &str, revision: &str) -> Result<Listing> {
+    /// All files of a revision.
+    pub(super) fn files(&self, repository: &str, revision: &str) -> Result<Answer> {
         crate::name::check_repository(repository)?;
         let agent = self.agent();
         let revision = revision.replace('/', "%2F");
@@ -95,18 +110,25 @@ impl Hub {
         if !is_hash(&answer.sha) || answer.siblings.len() > MOST_FILES {
             return Err(refuse(format!("no commit, or more than {MOST_FILES} files")));
         }
+        Ok(answer)
+    }
+
+    /// Asks for a repository's list of files, and decides what is fetched.
+    ///
+    /// # Errors
+    /// [`Error::Unsafe`] where it offers weights as pickled data only; those of a request.
+    pub fn listing(&self, repository: &str, revision: &str) -> Result<Listing> {
+        let answer = self.files(repository, revision)?;
         let mut listing = Listing { commit: answer.sha, fetched: Vec::new(), pickled: Vec::new() };
         for file in answer.siblings {
             if scan::is_never_fetched(&file.rfilename) {
                 listing.pickled.push(scan::printable(&file.rfilename));
             } else if crate::name::is_relative_file(&file.rfilename) && is_wanted(&file.rfilename) {
-                let (sha256, size) = file.lfs.map_or((None, None), |lfs| (lfs.sha256, lfs.size));
-                let etag = sha256.or(file.blob_id).filter(|etag| is_hash(etag));
-                let Some(etag) = etag else {
-                    return Err(refuse(format!("no digest for {}", scan::printable(&file.rfilename))));
+                let Some(etag) = file.etag() else {
+                    let reason = format!("no digest for {}", scan::printable(&file.rfilename));
+                    return Err(Error::Hub { url: format!("{}/{repository}", self.endpoint), reason });
                 };
-                let etag = etag.to_ascii_lowercase();
-                listing.fetched.push(RemoteFile { name: file.rfilename, size: size.or(file.size), etag });
+                listing.fetched.push(RemoteFile { size: file.size(), name: file.rfilename, etag });
             }
         }
         if !listing.fetched.iter().any(|file| file.name.ends_with(".safetensors")) {

@@ -11,10 +11,14 @@ mod digest;
 mod download;
 mod listing;
 mod pull;
+mod staging;
+mod upload;
 
 pub use client::Timing;
 pub use listing::{Listing, RemoteFile};
 pub use pull::{Pulled, Silent, Transfer};
+pub use staging::Staging;
+pub use upload::{LocalFile, Push};
 
 use std::path::PathBuf;
 
@@ -25,6 +29,8 @@ pub struct Hub {
     pub endpoint: String,
     /// The directory of `models--organisation--name`.
     pub cache: PathBuf,
+    /// Another cache, whose files are used where they are, and never removed.
+    pub beside: Option<PathBuf>,
     /// Sent to the endpoint, and to no other host.
     pub token: Option<String>,
     /// Whether the network must not be used.
@@ -43,6 +49,7 @@ impl Hub {
         Self {
             endpoint: endpoint.into().trim_end_matches('/').into(),
             cache: cache.into(),
+            beside: None,
             token: None,
             offline: false,
             parallel: 4,

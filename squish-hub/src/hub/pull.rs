@@ -1,6 +1,6 @@
 //! A whole repository.
 
-use super::{Hub, Listing, RemoteFile, cache};
+use super::{Hub, RemoteFile, cache};
 use crate::{Error, Result};
 use std::{
     path::{Path, PathBuf},
@@ -12,6 +12,9 @@ use std::{
 
 /// Who watches a download.
 pub trait Transfer: Sync {
+    /// So many bytes are to come in all, or are here already.
+    fn expect(&self, _total: u64) {}
+
     /// So many bytes of a file are here, of so many where that is known.
     fn at(&self, _file: &str, _done: u64, _total: Option<u64>) {}
 
@@ -45,6 +48,10 @@ struct Group<'a> {
 }
 
 impl Transfer for Group<'_> {
+    fn expect(&self, total: u64) {
+        self.inner.expect(total);
+    }
+
     fn at(&self, file: &str, done: u64, total: Option<u64>) {
         self.inner.at(file, done, total);
     }
@@ -72,14 +79,9 @@ impl Hub {
         let listing = self.listing(repository, revision)?;
         let dir = self.repository_dir(repository);
         std::fs::create_dir_all(&dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
-        self.check_disk(&dir, &listing)?;
-        self.download_all(&dir, repository, &listing, transfer)?;
-        // The configuration last: without it a directory is no checkpoint.
-        let (config, others): (Vec<_>, Vec<_>) =
-            listing.fetched.iter().partition(|f| f.name == "config.json");
-        for file in others.into_iter().chain(config) {
-            cache::link(&dir, &listing.commit, &file.name, &file.etag)?;
-        }
+        self.check_disk(&dir, &listing.fetched)?;
+        self.download_all(&dir, repository, &listing.commit, &listing.fetched, transfer)?;
+        cache::link_all(&dir, &format!("snapshots/{}", listing.commit), &listing.fetched)?;
         if revision != listing.commit {
             cache::write_ref(&dir, revision, &listing.commit)?;
         }
@@ -87,19 +89,22 @@ impl Hub {
         Ok(Pulled { dir: snapshot, commit: listing.commit, skipped: listing.pickled })
     }
 
-    fn download_all(
+    /// Brings files into the blobs of a repository's directory, some at a time.
+    pub(super) fn download_all(
         &self,
         dir: &Path,
         repository: &str,
-        listing: &Listing,
+        commit: &str,
+        files: &[RemoteFile],
         transfer: &dyn Transfer,
     ) -> Result<()> {
+        transfer.expect(files.iter().filter_map(|file| file.size).sum());
         let (agent, next) = (self.agent(), AtomicUsize::new(0));
         let group = Group { inner: transfer, failed: AtomicBool::new(false) };
         let first_error = Mutex::new(None);
         let work = || {
-            while let Some(file) = listing.fetched.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let url = self.file_url(repository, &listing.commit, file);
+            while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let url = self.file_url(repository, commit, file);
                 if let Err(error) = self.download(&agent, dir, &url, file, &group) {
                     // The others end by being cancelled, after the first error is in its place.
                     first_error.lock().unwrap_or_else(|e| e.into_inner()).get_or_insert(error);
@@ -109,14 +114,14 @@ impl Hub {
             }
         };
         std::thread::scope(|scope| {
-            for _ in 0..self.parallel.clamp(1, 16).min(listing.fetched.len()) {
+            for _ in 0..self.parallel.clamp(1, 16).min(files.len()) {
                 scope.spawn(work);
             }
         });
         first_error.into_inner().unwrap_or_else(|e| e.into_inner()).map_or(Ok(()), Err)
     }
 
-    fn file_url(&self, repository: &str, commit: &str, file: &RemoteFile) -> String {
+    pub(super) fn file_url(&self, repository: &str, commit: &str, file: &RemoteFile) -> String {
         let mut name = String::new();
         for b in file.name.bytes() {
             if b.is_ascii_alphanumeric() || b"-_./~".contains(&b) {
@@ -129,10 +134,10 @@ impl Hub {
     }
 
     /// Whether the disk has room for what is not there yet.
-    fn check_disk(&self, dir: &Path, listing: &Listing) -> Result<()> {
+    pub(super) fn check_disk(&self, dir: &Path, files: &[RemoteFile]) -> Result<()> {
         let size = |path: PathBuf| std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
         let mut needed = 0u64;
-        for file in &listing.fetched {
+        for file in files {
             let blob = dir.join("blobs").join(&file.etag);
             let here = size(blob.clone()).max(size(blob.with_file_name(format!("{}.incomplete", file.etag))));
             needed = needed.saturating_add(file.size.unwrap_or(0).saturating_sub(here));
