@@ -2,21 +2,12 @@
 
 use crate::{Error, Recipe, Result, plan::Plan, recipe::block_index};
 use serde::Serialize;
+use squish_hub::memory::Widths;
 use squish_models::{
     Checkpoint, KvMode, KvPolicy, Model, SessionOptions,
     kv_cache::{KvCache, PLANNED_CONTEXT},
     model::PREFILL_CHUNK,
 };
-
-/// The program and its tokenizer: Qwen2.5's, of 151,643 words, was measured to take 166 MB while it is loaded, the program some 12 MB.
-const PROGRAM: usize = 200_000_000;
-
-/// Activations of a token that exist at the same time, in widths of the block's widest matrix: gate, up, their product
-/// and its rotated copy; twice, since an allocator does not give back at once what is freed.
-const WIDEST: usize = 8;
-/// And in widths of the residual stream: the stream, its norm, the rotated norm, the sum, and queries, keys and values as they are laid out;
-/// twice. With a prompt of 1,797 tokens, a model of Qwen2.5-1.5B's shape was measured to take 946 MB, where this counts 968.
-const HIDDEN: usize = 16;
 
 /// What a running model takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -57,15 +48,18 @@ impl Memory {
         for name in in_blocks {
             widest = checkpoint.entry(name)?.1.shape.iter().copied().fold(widest, usize::max);
         }
-        let activations = PREFILL_CHUNK * (WIDEST * widest + HIDDEN * config.hidden_size);
-        // Logits, their probabilities, and their order, for a sampler.
-        let logits = 4 * config.vocab_size;
+        let widths = Widths {
+            chunk: PREFILL_CHUNK as u64,
+            widest: widest as u64,
+            hidden: config.hidden_size as u64,
+            vocabulary: config.vocab_size as u64,
+        };
         Ok(Self {
             context,
             weights_bytes: 0,
             kv,
             kv_cache_bytes: KvCache::most_bytes(config, kv, options.recent, context),
-            working_bytes: PROGRAM + size_of::<f32>() * (activations + logits),
+            working_bytes: widths.working_bytes() as usize,
         })
     }
 
