@@ -55,12 +55,18 @@ pub fn hash_bytes(name: &str, bytes: &[u8]) -> Source {
 /// [`Error::Io`].
 pub fn hash_checkpoint(checkpoint: &Checkpoint) -> Result<Source> {
     let weights = checkpoint.shards().iter().map(|shard| shard.path().to_path_buf());
+    let files = std::iter::once(checkpoint.config_path()).chain(weights);
+    let hashed = files.map(|path| hash_file(&path).map(|file| (file.sha256, file.name)));
+    Ok(hash_files(checkpoint.dir(), hashed.collect::<Result<Vec<_>>>()?))
+}
+
+/// As [`hash_checkpoint`], from the SHA-256 and the name of each file.
+pub(crate) fn hash_files(dir: &Path, files: impl IntoIterator<Item = (String, String)>) -> Source {
     let mut lines = String::new();
-    for path in std::iter::once(checkpoint.config_path()).chain(weights) {
-        let Source { name, sha256 } = hash_file(&path)?;
+    for (sha256, name) in files {
         let _ = writeln!(lines, "{sha256}  {name}");
     }
-    Ok(hash_bytes(&last_component(checkpoint.dir()), lines.as_bytes()))
+    hash_bytes(&last_component(dir), lines.as_bytes())
 }
 
 fn hexadecimal(hasher: Sha256) -> String {

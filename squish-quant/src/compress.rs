@@ -1,8 +1,9 @@
 //! A checkpoint in, a squished checkpoint out, tensor by tensor.
 
 use crate::{
-    Error, Inspection, Progress, Recipe, Result,
+    Error, Inspection, Origin, Progress, Recipe, Result,
     allocate::allocate,
+    assembly::Assembly,
     calibrate::{
         calibrate,
         text::{Amount, Text, Tokens},
@@ -10,39 +11,19 @@ use crate::{
     certificate::{TOOL, hash_checkpoint},
     fit::{Memory, Target},
     guard, inspect,
-    matrix::Encoded,
-    output::{OutputDir, Stored, WeightsFile, io_error},
+    output::OutputDir,
     plan::{Action, Plan, TensorPlan},
     resume::Resume,
     source::Source,
     stream::Job,
 };
 use serde::Serialize;
-use serde_json::{Map, Value, json};
-use squish_models::{
-    Checkpoint, Device, Model,
-    checkpoint::{Certificate, FORMAT, INDEX_FILE, MANIFEST_KEY, Manifest, QUANT_METHOD, TensorRecord},
-};
+use serde_json::json;
+use squish_models::{Checkpoint, Device, Model, checkpoint::Certificate};
 use std::{
-    collections::BTreeMap,
-    fs,
     path::{Path, PathBuf},
     time::Instant,
 };
-
-/// Files of a checkpoint, beside configuration and weights, that are copied where present.
-pub(crate) const COPIED_FILES: &[&str] = &[
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "generation_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
-];
 
 /// How to compress.
 #[derive(Debug, Clone)]
@@ -63,6 +44,8 @@ pub struct Options {
     pub force_recipe: bool,
     /// A squished checkpoint of this original by this recipe, whose certificate shows that the model bears it.
     pub certified: Option<PathBuf>,
+    /// Where the original is from, to be kept beside the result.
+    pub origin: Option<Origin>,
 }
 
 impl Options {
@@ -79,6 +62,18 @@ impl Options {
             command: None,
             force_recipe: false,
             certified: None,
+            origin: None,
+        }
+    }
+}
+
+impl Options {
+    /// What may pass the guards.
+    pub(crate) fn pass(&self) -> guard::Pass<'_> {
+        match &self.certified {
+            _ if self.force_recipe => guard::Pass::Forced,
+            Some(squished) => guard::Pass::Certified(squished),
+            None => guard::Pass::None,
         }
     }
 }
@@ -116,12 +111,7 @@ pub fn compress(source: &Path, out: &Path, options: &Options, progress: &dyn Pro
     // Loading maps the weights and reads no more than norms and biases, but finds what is missing or misshapen.
     let model = Model::from_checkpoint(&checkpoint, &Device::Cpu)?;
     // Before anything long: what speaks against the recipe, and what is in the way of the output.
-    let pass = match &options.certified {
-        _ if options.force_recipe => guard::Pass::Forced,
-        Some(squished) => guard::Pass::Certified(squished),
-        None => guard::Pass::None,
-    };
-    guard::check(&checkpoint, &options.recipe, options.calibration.is_some(), pass)?;
+    guard::check(&checkpoint, &options.recipe, options.calibration.is_some(), options.pass())?;
     OutputDir::create(out, 0)?;
     let calibration = match &options.calibration {
         Some(text) => Some(text.read(&checkpoint, &model, options.amount, options.recipe.seed, progress)?),
@@ -147,57 +137,34 @@ pub fn compress(source: &Path, out: &Path, options: &Options, progress: &dyn Pro
     let mut plan = Plan::new(&checkpoint, &recipe, options.max_shard_bytes)?;
     plan.notes.splice(0..0, note);
 
-    let mut certificate = Certificate {
+    let certificate = Certificate {
         command: options.command.clone(),
         original: Some(hash_checkpoint(&checkpoint)?),
         calibration: calibration.as_ref().map(Tokens::record),
         ..Certificate::new(plan.parameters as u64, 0)
     };
-    let placeholders = placeholder_manifests(&plan, &recipe, &certificate);
-    let layouts: Vec<Vec<Stored>> = (0..plan.shards).map(|shard| plan.stored(shard)).collect();
-    let sizes =
-        layouts.iter().zip(&placeholders).map(|(layout, metadata)| WeightsFile::size(layout, metadata));
-    let output = OutputDir::create(out, sizes.sum::<usize>() as u64)?;
-    let mut files = Vec::new();
-    for (shard, (layout, metadata)) in layouts.into_iter().zip(&placeholders).enumerate() {
-        files.push(WeightsFile::create(&output.path().join(plan.file_name(shard)), layout, metadata)?);
-    }
-
-    certificate.count(files.iter().map(WeightsFile::file_bytes).sum());
+    let mut assembly = Assembly::new(&plan, &recipe, certificate, |needed| OutputDir::create(out, needed))?;
     let mut job = Job::new(progress, plan.parameters);
-    let mut records = vec![BTreeMap::new(); plan.shards];
-    for tensor in plan.tensors.iter().filter(|t| matches!(t.action, Action::Copy)) {
-        job.copy(&Source::new(&checkpoint, &tensor.name)?, &mut files[tensor.shard])?;
+    let (copied, encoded): (Vec<_>, Vec<_>) =
+        plan.tensors.iter().partition(|tensor| matches!(tensor.action, Action::Copy));
+    for tensor in copied {
+        assembly.add(tensor, &Source::new(&checkpoint, &tensor.name)?, &mut job)?;
     }
-    let mut emit = |tensor: &TensorPlan, encoded: Encoded| -> Result<()> {
-        let layout = encoded.record.stored(&tensor.name);
-        let layout = layout.map_err(|source| Error::Matrix { name: tensor.name.clone(), source })?;
-        for (part, bytes) in layout.iter().zip(&encoded.parts) {
-            files[tensor.shard].write(&part.name, 0, bytes)?;
-        }
-        records[tensor.shard].insert(tensor.name.clone(), encoded.record);
-        Ok(())
-    };
     match &calibration {
         Some(calibration) => {
-            let resume = Resume::open(out, &resume_key(&recipe, &certificate))?;
+            let resume = Resume::open(out, &resume_key(&recipe, &assembly.certificate))?;
+            let mut emit = |tensor: &TensorPlan, encoded| assembly.emit(tensor, encoded);
             calibrate(&mut checkpoint, &calibration.windows, &plan, &resume, &mut job, &mut emit)
                 .map_err(|e| resume.paused(e))?;
             resume.finish()?;
         }
         None => {
-            for tensor in &plan.tensors {
-                let Action::Encode(spec) = &tensor.action else { continue };
-                emit(tensor, job.encode(&Source::new(&checkpoint, &tensor.name)?, spec)?)?;
+            for tensor in encoded {
+                assembly.add(tensor, &Source::new(&checkpoint, &tensor.name)?, &mut job)?;
             }
         }
     }
-    let mut certificate = Some(certificate);
-    for (file, records) in files.into_iter().zip(records) {
-        file.finish(metadata(&recipe, records, certificate.take()))?;
-    }
-    write_small_files(&checkpoint, &plan, options, &output)?;
-    output.finish()?;
+    assembly.finish(&checkpoint, options)?;
     let inspection = inspect(out)?;
     if let Some(memory) = &mut memory {
         memory.weights_bytes = inspection.file_bytes;
@@ -206,66 +173,7 @@ pub fn compress(source: &Path, out: &Path, options: &Options, progress: &dyn Pro
 }
 
 /// What makes two compressions the same work, as far as their matrices go.
-fn resume_key(recipe: &Recipe, certificate: &Certificate) -> String {
+pub(crate) fn resume_key(recipe: &Recipe, certificate: &Certificate) -> String {
     let Certificate { original, calibration, .. } = certificate;
     json!({"tool": TOOL, "recipe": recipe, "original": original, "calibration": calibration}).to_string()
-}
-
-/// The metadata of a weights file with these records; the first file carries the certificate.
-fn metadata(
-    recipe: &Recipe,
-    tensors: BTreeMap<String, TensorRecord>,
-    certificate: Option<Certificate>,
-) -> Map<String, Value> {
-    let manifest =
-        Manifest { format: FORMAT, tool: TOOL.into(), recipe: recipe.name.clone(), tensors, certificate };
-    let text = serde_json::to_string(&manifest).expect("a manifest has string keys and finite numbers");
-    Map::from_iter([(MANIFEST_KEY.to_string(), text.into()), ("format".to_string(), "pt".into())])
-}
-
-/// For each weights file, metadata as long as the final one can get: every measured number in its longest form.
-fn placeholder_manifests(plan: &Plan, recipe: &Recipe, certificate: &Certificate) -> Vec<Map<String, Value>> {
-    /// As long as any ratio between -200 and 200 with two decimals.
-    const LONGEST: f64 = -111.11;
-    let of_shard = |shard: usize| {
-        let tensors = plan.tensors.iter().filter(|t| t.shard == shard).filter_map(|t| {
-            let Action::Encode(spec) = &t.action else { return None };
-            let mut record = spec.record();
-            record.snr_db = Some(LONGEST);
-            record.low_rank.iter_mut().for_each(|l| l.gain_db = LONGEST);
-            record.sparse.iter_mut().for_each(|s| s.gain_db = LONGEST);
-            Some((t.name.clone(), record))
-        });
-        metadata(recipe, tensors.collect(), (shard == 0).then(|| certificate.reserved()))
-    };
-    (0..plan.shards).map(of_shard).collect()
-}
-
-/// Configuration, index and the files that are copied as they are.
-pub(crate) fn write_small_files(
-    checkpoint: &Checkpoint,
-    plan: &Plan,
-    options: &Options,
-    output: &OutputDir,
-) -> Result<()> {
-    let pretty = |value: &Value| format!("{value:#}\n").into_bytes();
-    let mut config = checkpoint.config().clone();
-    config["quantization_config"] =
-        json!({"quant_method": QUANT_METHOD, "format": FORMAT, "recipe": options.recipe.name});
-    output.write("config.json", &pretty(&config))?;
-    if plan.shards > 1 {
-        let stored = || plan.tensors.iter().flat_map(|t| t.stored.iter().map(move |s| (t, s)));
-        let map: BTreeMap<_, _> = stored().map(|(t, s)| (&s.name, plan.file_name(t.shard))).collect();
-        let bytes: usize = stored().map(|(_, s)| s.bytes).sum();
-        output.write(INDEX_FILE, &pretty(&json!({"metadata": {"total_size": bytes}, "weight_map": map})))?;
-    }
-    for name in COPIED_FILES {
-        let path = checkpoint.dir().join(name);
-        match fs::read(&path) {
-            Ok(contents) => output.write(name, &contents)?,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(io_error(&path)(e)),
-        }
-    }
-    Ok(())
 }

@@ -13,6 +13,17 @@ pub enum Error {
     /// The checkpoint cannot be read.
     #[error(transparent)]
     Model(#[from] squish_models::Error),
+    /// A hub does not give what it should.
+    #[error(transparent)]
+    Hub(#[from] squish_hub::Error),
+    /// A weights file holds another tensor than its header said before it came.
+    #[error("{path}: tensor `{name}` is not as the file's header said before; begin again", path = .path.display())]
+    Arrival {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+    },
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),

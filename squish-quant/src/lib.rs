@@ -14,21 +14,28 @@
 //! | module | what lives there |
 //! | --- | --- |
 //! | [`compress()`] | a checkpoint in, a squished checkpoint out, tensor by tensor |
+//! | [`arrivals`] | the same while the original's files arrive one after the other |
+//! | `assembly` | the output under construction |
 //! | [`matrix`] | one matrix, or some of its rows, through rotation, encoding and corrections |
 //! | `source`, `stream` | tensors of the original as checked rows; their way to parts, some rows at a time |
 //! | `resume` | what an interrupted calibration has finished |
 //! | [`fit`] | the memory a running model takes, and what a limit leaves for its weights |
+//! | [`origin`] | where an original is from, and what a result is known by |
 //! | [`guard`] | what families of models are known not to bear |
 //! | [`plan`] | what becomes of each tensor, and where in the output it goes |
 //! | [`output`] | safetensors files written in place, and directories that appear complete or not at all |
 //! | [`synth`] | checkpoints of a true shape with random weights, for measurements of speed and memory |
 //! | `cholesky` | the factor of a large matrix, by all threads |
 //! | [`certificate`] | what was measured, written into the checkpoint |
+//! | [`card`] | the page that a published checkpoint introduces itself with |
 //! | [`mod@inspect`] | true bits of a checkpoint |
 //! | [`eval`] | what the checkpoint predicts: nats per token, divergence from the original, answers |
 
 mod allocate;
+pub mod arrivals;
+mod assembly;
 pub mod calibrate;
+pub mod card;
 pub mod certificate;
 mod cholesky;
 mod compress;
@@ -42,6 +49,7 @@ pub mod hessian;
 pub mod inspect;
 pub mod low_rank;
 pub mod matrix;
+pub mod origin;
 pub mod output;
 mod peak_memory;
 pub mod plan;
@@ -54,11 +62,13 @@ mod stream;
 pub mod synth;
 pub mod viterbi;
 
+pub use arrivals::{Arrivals, compress_arriving};
 pub use compress::{Options, Report, compress};
 pub use error::{Error, Result};
 pub use eval::{Divergence, Perplexity, Reference, Windows, divergence, kl, perplexity};
 pub use fit::{Memory, Target};
 pub use inspect::{Inspection, inspect};
+pub use origin::Origin;
 pub use peak_memory::peak_memory;
 pub use progress::{Progress, Silent};
 pub use recipe::Recipe;

@@ -23,11 +23,18 @@ pub fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> Error + '_ {
     move |source| Error::Io { path: path.into(), source }
 }
 
-/// A directory under construction. Dropped without [`OutputDir::finish`], it is removed.
+/// A directory under construction. Dropped without [`OutputDir::finish`], it is removed, or kept for a later call to go on with.
 #[derive(Debug)]
 pub struct OutputDir {
     destination: PathBuf,
-    work: TempDir,
+    work: Work,
+}
+
+/// Where a directory is made.
+#[derive(Debug)]
+enum Work {
+    Temporary(TempDir),
+    Kept(PathBuf),
 }
 
 impl OutputDir {
@@ -37,33 +44,33 @@ impl OutputDir {
     /// # Errors
     /// [`Error::OutputNotEmpty`], [`Error::DiskFull`] or [`Error::Io`].
     pub fn create(destination: &Path, needed: u64) -> Result<Self> {
-        let destination = &rename_target(destination)?;
-        match fs::read_dir(destination) {
-            Ok(mut entries) => {
-                if entries.next().is_some() {
-                    return Err(Error::OutputNotEmpty(destination.into()));
-                }
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
-            Err(e) => return Err(io_error(destination)(e)),
-        }
-        let parent = match destination.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        fs::create_dir_all(parent).map_err(io_error(parent))?;
-        check_space(parent, needed, fs4::available_space(parent).map_err(io_error(parent))?)?;
+        let (destination, parent) = free_target(destination)?;
+        check_space(&parent, needed, fs4::available_space(&parent).map_err(io_error(&parent))?)?;
         let name = destination.file_name().unwrap_or_default().to_string_lossy();
         let work = tempfile::Builder::new()
             .prefix(&format!(".{name}.partial-"))
-            .tempdir_in(parent)
-            .map_err(io_error(parent))?;
-        Ok(Self { destination: destination.into(), work })
+            .tempdir_in(&parent)
+            .map_err(io_error(&parent))?;
+        Ok(Self { destination, work: Work::Temporary(work) })
+    }
+
+    /// Begins a directory that is to appear at `destination`, or goes on with it: until it is finished it is `work`, on the same disk,
+    /// and stays there.
+    ///
+    /// # Errors
+    /// [`Error::OutputNotEmpty`] or [`Error::Io`].
+    pub fn resume(destination: &Path, work: &Path) -> Result<Self> {
+        let (destination, _) = free_target(destination)?;
+        fs::create_dir_all(work).map_err(io_error(work))?;
+        Ok(Self { destination, work: Work::Kept(work.into()) })
     }
 
     /// The directory to write into.
     pub fn path(&self) -> &Path {
-        self.work.path()
+        match &self.work {
+            Work::Temporary(dir) => dir.path(),
+            Work::Kept(path) => path,
+        }
     }
 
     /// Writes a whole small file.
@@ -85,6 +92,7 @@ impl OutputDir {
     /// # Errors
     /// [`Error::Io`].
     pub fn finish(self) -> Result<()> {
+        let path = self.path().to_path_buf();
         let Self { destination, work } = self;
         let publish = |work: &Path| {
             #[cfg(unix)]
@@ -106,11 +114,33 @@ impl OutputDir {
             }
             Ok(())
         };
-        publish(work.path()).map_err(io_error(&destination))?;
+        publish(&path).map_err(io_error(&destination))?;
         // The directory has moved: there is nothing left to remove.
-        let _ = work.keep();
+        if let Work::Temporary(work) = work {
+            let _ = work.keep();
+        }
         Ok(())
     }
+}
+
+/// The path of an output that is absent or empty, and its parent directory, which is made where it is missing.
+fn free_target(destination: &Path) -> Result<(PathBuf, PathBuf)> {
+    let destination = rename_target(destination)?;
+    match fs::read_dir(&destination) {
+        Ok(mut entries) => {
+            if entries.next().is_some() {
+                return Err(Error::OutputNotEmpty(destination));
+            }
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
+        Err(e) => return Err(io_error(&destination)(e)),
+    }
+    let parent = match destination.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
+        _ => PathBuf::from("."),
+    };
+    fs::create_dir_all(&parent).map_err(io_error(&parent))?;
+    Ok((destination, parent))
 }
 
 /// The path that a directory can be renamed to: with a name at its end, and no link to a directory.
@@ -168,7 +198,8 @@ impl WeightsFile {
     }
 
     /// Creates a file with room for these tensors. `metadata` is a placeholder that reserves the header's
-    /// length: what [`WeightsFile::finish`] writes must not be longer.
+    /// length: what [`WeightsFile::finish`] writes must not be longer. A file that is there already keeps the bytes of its tensors, for
+    /// the same layout to go on with.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -194,7 +225,7 @@ impl WeightsFile {
         places.values_mut().for_each(|(offset, _)| *offset += 8 + header_bytes);
         let file_bytes = (8 + header_bytes + end) as u64;
         let create = || {
-            let file = File::create(path)?;
+            let file = File::options().create(true).truncate(false).write(true).open(path)?;
             file.set_len(file_bytes)?;
             Ok(file)
         };
@@ -223,6 +254,14 @@ impl WeightsFile {
     fn write_at(&mut self, offset: usize, bytes: &[u8]) -> std::io::Result<()> {
         self.file.seek(SeekFrom::Start(offset as u64))?;
         self.file.write_all(bytes)
+    }
+
+    /// Makes sure that what has been written is on the disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(io_error(&self.path))
     }
 
     /// Writes the header with the final metadata, and syncs the file.

@@ -14,8 +14,8 @@ mod shape;
 
 use crate::{
     Error, Options, Progress, Recipe, Report, Result,
+    assembly::{COPIED_FILES, write_small_files},
     certificate::TOOL,
-    compress::{COPIED_FILES, write_small_files},
     inspect,
     output::{OutputDir, Stored, WeightsFile, io_error},
     plan::{Action, Plan},

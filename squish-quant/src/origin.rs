@@ -1,0 +1,58 @@
+//! Where a squished checkpoint's original is from, and what the result is known by: a small file beside the weights.
+//!
+//! The key is a hash of the original's contents, the recipe and the tool. A result with the same key is the same result, whatever
+//! name it was asked for by.
+
+use crate::{
+    Recipe,
+    certificate::{TOOL, hash_bytes},
+};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::path::Path;
+
+/// Its name in the directory of a checkpoint.
+pub const ORIGIN_FILE: &str = "squish_origin.json";
+
+/// Where an original is from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// `organisation/name` on the hub.
+    pub repository: String,
+    /// The commit.
+    pub commit: String,
+    /// What the result is known by: SHA-256 in hexadecimal.
+    pub key: String,
+}
+
+impl Origin {
+    /// The origin of what a recipe makes of these files, each a name and a digest, sorted.
+    pub fn new(repository: &str, commit: &str, files: &[(&str, &str)], recipe: &Recipe) -> Self {
+        let is_part = |(name, _): &&(&str, &str)| !matches!(*name, "README.md" | "LICENSE");
+        let files: Vec<_> = files.iter().filter(is_part).collect();
+        let key = json!({"tool": TOOL, "recipe": recipe, "files": files}).to_string();
+        let key = hash_bytes("key", key.as_bytes()).sha256;
+        Self { repository: repository.into(), commit: commit.into(), key }
+    }
+
+    /// What a checkpoint says of its origin, if it says anything that can be read.
+    pub fn of(dir: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(dir.join(ORIGIN_FILE)).ok()?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_tell_contents_and_recipes_apart() {
+        let recipe = |name| Recipe::load(name).unwrap();
+        let key = |files: &[(&str, &str)], name| Origin::new("a/b", "c", files, &recipe(name)).key;
+        let one = key(&[("README.md", "1"), ("model.safetensors", "2")], "int4");
+        assert_eq!(one, key(&[("README.md", "3"), ("model.safetensors", "2")], "int4"));
+        assert_ne!(one, key(&[("model.safetensors", "3")], "int4"));
+        assert_ne!(one, key(&[("model.safetensors", "2")], "int3"));
+        assert_eq!(one.len(), 64);
+    }
+}
