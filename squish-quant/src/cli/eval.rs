@@ -6,7 +6,7 @@ use clap::Args;
 use serde_json::{Map, Value};
 use squish_models::{Checkpoint, KvMode, checkpoint::Measurement};
 use squish_quant::{
-    Windows,
+    Progress, Windows,
     certificate::{Certifier, TOOL, hash_checkpoint, hash_file, numbers},
     eval::{Conditions, TASKS, Task, kl, perplexity, score},
 };
@@ -82,7 +82,47 @@ impl Job<'_> {
 }
 
 impl Eval {
+    /// The evaluation that writes these tasks on a text into a checkpoint's certificate.
+    pub fn to_certify(
+        dir: &Path,
+        task: Vec<String>,
+        text: &Path,
+        window: usize,
+        windows: Option<usize>,
+        against: Option<PathBuf>,
+    ) -> Self {
+        let (dir, text) = (dir.into(), Some(text.into()));
+        let kv = KvMode::F32;
+        Self {
+            dir,
+            task,
+            data: None,
+            limit: None,
+            text,
+            window,
+            windows,
+            against,
+            kv,
+            bos: false,
+            certify: true,
+            json: false,
+        }
+    }
+
     pub fn run(self) -> Result<()> {
+        let bar = Bar::new(!self.json)?;
+        let results = self.measure(&bar)?;
+        drop(bar);
+        if self.json {
+            return print_json(&results);
+        }
+        let mut text = String::new();
+        results.iter().for_each(|(task, value)| lines(&mut text, task, value));
+        print(&text)
+    }
+
+    /// Measures all tasks, and certifies them where that is asked for; returns their numbers by task.
+    pub fn measure(&self, bar: &dyn Progress) -> Result<Map<String, Value>> {
         // What is asked for is checked before the first, perhaps long, measurement.
         let jobs = self.jobs()?;
         let certifier = self.certify.then(|| Certifier::open(&self.dir)).transpose()?;
@@ -93,13 +133,10 @@ impl Eval {
         if let (Some(certifier), Some(original)) = (&certifier, &original) {
             certifier.check_original(original)?;
         }
-        let bar = Bar::new(!self.json)?;
         let mut results = Map::new();
         let mut measurements = Vec::new();
-        let mut text = String::new();
         for (name, job) in self.task.iter().zip(jobs) {
-            let value = self.measure(&job, &bar)?;
-            lines(&mut text, name, &value);
+            let value = self.measure_one(&job, bar)?;
             if self.certify {
                 measurements.push(Measurement {
                     what: name.clone(),
@@ -112,14 +149,13 @@ impl Eval {
             }
             results.insert(name.clone(), value);
         }
-        drop(bar);
         if let Some(certifier) = certifier {
             certifier.finish(measurements)?;
         }
-        if self.json { print_json(&results) } else { print(&text) }
+        Ok(results)
     }
 
-    fn measure(&self, job: &Job, bar: &Bar) -> Result<Value> {
+    fn measure_one(&self, job: &Job, bar: &dyn Progress) -> Result<Value> {
         let windows = Windows { size: self.window, count: self.windows };
         let conditions = Conditions { decode: false, kv: self.kv, bos: self.bos };
         Ok(match job {

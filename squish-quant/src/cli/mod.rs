@@ -1,11 +1,17 @@
 //! The command line: one line on standard error and a non-zero exit code for whatever goes wrong.
 
+mod batch;
+mod batch_list;
 mod command_line;
 mod doctor;
 mod eval;
+mod from_hub;
 mod memory_size;
 mod models;
+mod obtain;
 mod progress;
+mod pull;
+mod push;
 mod report;
 mod scan;
 mod smoke;
@@ -48,7 +54,9 @@ enum Command {
     Recipes(Recipes),
     Doctor(doctor::Doctor),
     Scan(scan::Scan),
-    Pull(models::Pull),
+    Pull(pull::Pull),
+    Push(push::Push),
+    Batch(batch::Batch),
     List(models::List),
     Show(models::Show),
     #[command(name = "rm")]
@@ -215,6 +223,8 @@ fn run(command: Command) -> Result<()> {
         Command::Doctor(args) => args.run(),
         Command::Scan(args) => args.run(),
         Command::Pull(args) => args.run(),
+        Command::Push(args) => args.run(),
+        Command::Batch(args) => args.run(),
         Command::List(args) => args.run(),
         Command::Show(args) => args.run(),
         Command::Remove(args) => args.run(),

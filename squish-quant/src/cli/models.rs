@@ -1,17 +1,14 @@
-//! `squish-quant list`, `show`, `rm` and `pull`.
+//! `squish-quant list`, `show` and `rm`.
 
-use super::{print, print_json, scan::Refused};
+use super::{print, print_json};
 use anyhow::{Result, bail};
 use clap::Args;
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use squish_hub::{
-    Catalog, Hub, Name,
+    Catalog, Hub,
     catalog::{CONTEXT, Model, Variant},
-    hub::Transfer,
-    store::{self, Resolution, gigabytes, resolve},
+    store::{self, gigabytes},
 };
-use squish_quant::{Options, Recipe, compress};
-use std::{collections::HashMap, fmt::Write, path::Path, sync::Mutex};
+use std::fmt::Write;
 
 /// List the models on this machine: squished ones, originals in the hub's cache, and those of Ollama's store.
 #[derive(Debug, Args)]
@@ -117,7 +114,7 @@ fn guards(model: &Model) -> Vec<String> {
     about.map(|g| format!("{} without calibration is refused: {}", g.schemes.join(", "), g.reason)).collect()
 }
 
-/// Remove a squished model from this machine.
+/// Remove a squished model from this machine, or what an interrupted pull has left of it.
 #[derive(Debug, Args)]
 pub struct Remove {
     /// Its name, as `list` prints it.
@@ -128,85 +125,5 @@ impl Remove {
     pub fn run(self) -> Result<()> {
         let freed = store::remove(&store::home(), &self.name)?;
         print(&format!("{} freed\n", gigabytes(freed)))
-    }
-}
-
-/// Download a model, check every byte, and squish it; prints the directory.
-///
-/// What was interrupted goes on where it was. A model that is there already is left as it is. HF_ENDPOINT, HF_HOME, HF_TOKEN and
-/// HF_HUB_OFFLINE are those of Hugging Face's own tools. Exit code 2 where the repository is not safe to load.
-#[derive(Debug, Args)]
-pub struct Pull {
-    /// A name of the catalog, or hf:organisation/name[@revision] for the original.
-    name: String,
-}
-
-impl Pull {
-    pub fn run(self) -> Result<()> {
-        let (home, hub) = (store::home(), Hub::from_env());
-        let plan = match resolve(&self.name, &home, &hub)? {
-            Resolution::Ready(dir) => return print(&format!("{}\n", dir.display())),
-            Resolution::Absent(plan) => plan,
-        };
-        let (repository, revision, squished) = match Name::parse(&self.name)? {
-            Name::Hub { repository, revision } => (repository, revision, None),
-            Name::Catalog(model, variant) => {
-                let out = store::directory(&home, &model, variant);
-                let squished = variant.recipe().map(|recipe| (recipe, out));
-                (model.repository.clone(), model.revision.clone(), squished)
-            }
-            _ => bail!("{}", plan.to_string().lines().next().unwrap_or_default()),
-        };
-        let bars = Bars::new()?;
-        let pulled = match hub.pull(&repository, &revision, &bars) {
-            Err(e @ squish_hub::Error::Unsafe { .. }) => return Err(Refused(e.to_string()).into()),
-            pulled => pulled?,
-        };
-        drop(bars);
-        let Some((recipe, out)) = squished else { return print(&format!("{}\n", pulled.dir.display())) };
-        squish(&pulled.dir, &out, recipe)?;
-        print(&format!("{}\n", out.display()))
-    }
-}
-
-/// By a recipe, with its own kind of calibration, into a directory that appears when it is complete.
-fn squish(source: &Path, out: &Path, recipe: &str) -> Result<()> {
-    if let Some(parent) = out.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    let bar = super::Bar::new(true)?;
-    compress(source, out, &Options::new(Recipe::load(recipe)?), &bar)?;
-    Ok(())
-}
-
-/// A bar for each file that is under way; invisible where nobody watches.
-struct Bars {
-    all: MultiProgress,
-    style: ProgressStyle,
-    bars: Mutex<HashMap<String, ProgressBar>>,
-}
-
-impl Bars {
-    fn new() -> Result<Self> {
-        let style = ProgressStyle::with_template(
-            "{bar:24} {bytes:>11} of {total_bytes:11} {bytes_per_sec:>13}  {msg}",
-        )?;
-        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
-        Ok(Self { all, style, bars: Mutex::default() })
-    }
-}
-
-impl Transfer for Bars {
-    fn at(&self, file: &str, done: u64, total: Option<u64>) {
-        let mut bars = self.bars.lock().unwrap_or_else(|e| e.into_inner());
-        let bar = bars.entry(file.to_owned()).or_insert_with(|| {
-            let bar = self.all.add(ProgressBar::new(total.unwrap_or(0)).with_style(self.style.clone()));
-            bar.set_message(file.replace(char::is_control, "\u{fffd}"));
-            bar
-        });
-        bar.set_position(done);
-        if total.is_some_and(|total| done >= total) {
-            bar.finish_and_clear();
-        }
     }
 }
