@@ -119,7 +119,7 @@ pub enum Error {
         reason: String,
     },
     /// Whoever watched asked to end; what has come is kept.
-    #[error("interrupted")]
+    #[error("interrupted; the same command goes on with what has come")]
     Cancelled,
 }
 

@@ -29,7 +29,7 @@ fn a_name_is_pulled_squished_listed_and_removed() {
     assert_eq!(offline.status.code(), Some(1));
     assert!(text(offline.stderr).contains("HF_HUB_OFFLINE"));
 
-    let pulled = call(&["pull", name], "0");
+    let pulled = call(&["pull", name, "--keep-source"], "0");
     assert!(pulled.status.success(), "{}", text(pulled.stderr));
     let dir = text(pulled.stdout);
     assert!(dir.trim_end().ends_with("models/qwen2.5-0.5b-int4"), "{dir}");
