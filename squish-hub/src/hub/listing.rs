@@ -18,6 +18,8 @@ pub struct Listing {
     pub fetched: Vec<RemoteFile>,
     /// What will not, because its name stands for pickled data.
     pub pickled: Vec<String>,
+    /// Why the files were asked for by name, where the hub gave no list of them: the first layer is not there then.
+    pub unlisted: Option<String>,
 }
 
 /// One file on the hub.
@@ -53,40 +55,49 @@ struct Lfs {
 }
 
 /// The files beside the weights that a checkpoint may need.
-fn is_wanted(name: &str) -> bool {
-    const PLAIN: &[&str] = &[
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template.jinja",
-        "chat_template.json",
-        "model.safetensors.index.json",
-        "vocab.json",
-        "merges.txt",
-        "README.md",
-        "LICENSE",
-    ];
+pub(super) const PLAIN: &[&str] = &[
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "model.safetensors.index.json",
+    "vocab.json",
+    "merges.txt",
+    "README.md",
+    "LICENSE",
+];
+
+/// Whether a file is one that a checkpoint may need.
+pub(super) fn is_wanted(name: &str) -> bool {
     PLAIN.contains(&name) || !name.contains('/') && name.ends_with(".safetensors")
 }
 
-fn is_hash(text: &str) -> bool {
+/// Whether text is SHA-1 or SHA-256 in hexadecimal digits.
+pub(super) fn is_hash(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 impl Hub {
-    /// Asks for a repository's list of files, and decides what is fetched.
+    /// Asks for a repository's list of files, and decides what is fetched. Where there is no list to be had, the files are asked
+    /// for by name ([`Listing::unlisted`]).
     ///
     /// # Errors
     /// [`Error::Unsafe`] where it offers weights as pickled data only; those of a request.
     pub fn listing(&self, repository: &str, revision: &str) -> Result<Listing> {
         crate::name::check_repository(repository)?;
         let agent = self.agent();
-        let revision = revision.replace('/', "%2F");
+        let (revision_as_given, revision) = (revision, revision.replace('/', "%2F"));
         let url = format!("{}/api/models/{repository}/revision/{revision}?blobs=true", self.endpoint);
-        let mut answer = self.request(&agent, &url)?;
+        let mut answer = match self.request(&agent, &url) {
+            Err(e @ (Error::Unauthorised { .. } | Error::NotFound { .. } | Error::Hub { .. })) => {
+                return self.unlisted(repository, revision_as_given, e);
+            }
+            answer => answer?,
+        };
         let refuse = |reason: String| Error::Hub { url: url.clone(), reason };
         let text = answer.body_mut().with_config().limit(MOST_ANSWER).read_to_vec();
         let text = text.map_err(|e| refuse(e.to_string()))?;
@@ -95,7 +106,8 @@ impl Hub {
         if !is_hash(&answer.sha) || answer.siblings.len() > MOST_FILES {
             return Err(refuse(format!("no commit, or more than {MOST_FILES} files")));
         }
-        let mut listing = Listing { commit: answer.sha, fetched: Vec::new(), pickled: Vec::new() };
+        let mut listing =
+            Listing { commit: answer.sha, fetched: Vec::new(), pickled: Vec::new(), unlisted: None };
         for file in answer.siblings {
             if scan::is_never_fetched(&file.rfilename) {
                 listing.pickled.push(scan::printable(&file.rfilename));

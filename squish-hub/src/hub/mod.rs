@@ -11,6 +11,7 @@ mod digest;
 mod download;
 mod listing;
 mod pull;
+mod unlisted;
 
 pub use client::Timing;
 pub use listing::{Listing, RemoteFile};

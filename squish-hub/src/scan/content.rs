@@ -114,7 +114,14 @@ fn look(name: &str, shown: &str, bytes: &[u8], depth: usize, findings: &mut Vec<
 }
 
 /// Files that nothing here loads: dangerous for others, or ignored.
-fn other(name: &str, shown: &str, bytes: &[u8], extension: &str, depth: usize, findings: &mut Vec<Finding>) {
+pub(super) fn other(
+    name: &str,
+    shown: &str,
+    bytes: &[u8],
+    extension: &str,
+    depth: usize,
+    findings: &mut Vec<Finding>,
+) {
     if bytes.starts_with(b"\x93NUMPY") {
         let header = String::from_utf8_lossy(&bytes[..bytes.len().min(4096)]);
         let descr = header.split("descr").nth(1).unwrap_or_default();
@@ -160,13 +167,18 @@ fn other(name: &str, shown: &str, bytes: &[u8], extension: &str, depth: usize, f
     }
 }
 
-fn add_pickle(findings: &mut Vec<Finding>, shown: &str, pickle: Pickle) {
-    let detail = match (pickle.globals.is_empty(), pickle.complete) {
+/// What a pickle is, for a person.
+pub(super) fn describe(pickle: &Pickle) -> String {
+    match (pickle.globals.is_empty(), pickle.complete) {
         (false, true) => format!("a pickle that imports {}", pickle.globals.join(", ")),
         (false, false) => format!("a damaged pickle that imports {}", pickle.globals.join(", ")),
         (true, true) => "a pickle".into(),
         (true, false) => "a damaged pickle".into(),
-    };
+    }
+}
+
+fn add_pickle(findings: &mut Vec<Finding>, shown: &str, pickle: Pickle) {
+    let detail = describe(&pickle);
     findings.push(Finding {
         file: printable(shown),
         danger: Danger::Pickle,

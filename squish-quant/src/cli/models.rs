@@ -8,6 +8,7 @@ use squish_hub::{
     Catalog, Hub, Name,
     catalog::{CONTEXT, Model, Variant},
     hub::Transfer,
+    ollama,
     store::{self, Resolution, gigabytes, resolve},
 };
 use squish_quant::{Options, Recipe, compress};
@@ -49,15 +50,14 @@ impl List {
                 line(&format!("{}-bf16", model.name), &dir.display().to_string());
             }
         }
-        for name in store_of_ollama() {
-            line(&format!("ollama:{name}"), "not readable: GGUF");
+        if let Some(store) = ollama::store() {
+            for name in ollama::list(&store) {
+                let what = ollama::refusal(&store, &name);
+                line(&format!("ollama:{name}"), what.as_deref().unwrap_or("can be used by this name"));
+            }
         }
         print(&text)
     }
-}
-
-fn store_of_ollama() -> Vec<String> {
-    squish_hub::ollama::store().map(|store| squish_hub::ollama::list(&store)).unwrap_or_default()
 }
 
 /// Print what is known of a model of the catalog; sizes are predicted from its shape.
@@ -197,6 +197,11 @@ impl Bars {
 }
 
 impl Transfer for Bars {
+    fn warn(&self, text: &str) {
+        let line = format!("warning: {}", text.replace(char::is_control, "\u{fffd}"));
+        self.all.suspend(|| eprintln!("{line}"));
+    }
+
     fn at(&self, file: &str, done: u64, total: Option<u64>) {
         let mut bars = self.bars.lock().unwrap_or_else(|e| e.into_inner());
         let bar = bars.entry(file.to_owned()).or_insert_with(|| {
