@@ -1,12 +1,16 @@
 //! What is fuzzed, as functions of bytes. Each must return, within bounds of time and memory, whatever the bytes are; what an
 //! answer promises is asserted. `docs/security.md` has the results of long runs.
 
-use squish_engine::{ChatRequest, ChatTemplate, Error, Message};
+#[cfg(feature = "models")]
+mod models;
+
+#[cfg(feature = "models")]
+pub use models::{template, weights};
+
 use squish_hub::{
     Catalog, Hub, Name, locate_in,
     scan::{Role, pickle::Pickle, scan_bytes},
 };
-use squish_models::Checkpoint;
 use std::{path::Path, sync::LazyLock};
 use tempfile::TempDir;
 
@@ -16,44 +20,6 @@ static DIR: LazyLock<TempDir> = LazyLock::new(|| {
     let dir = if memory.is_dir() { TempDir::new_in(memory) } else { TempDir::new() };
     dir.expect("a temporary directory")
 });
-
-/// A configuration that names what the weights are checked against.
-const CONFIG: &str = r#"{"architectures": ["Qwen2ForCausalLM"], "vocab_size": 64, "hidden_size": 64, "intermediate_size": 64,
-    "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "max_position_embeddings": 64,
-    "rms_norm_eps": 1e-6, "tie_word_embeddings": true}"#;
-
-/// A weights file: header, manifest, and every packed tensor over the mapped bytes. A first byte of 1 stands for the length of
-/// the header up to the last brace, which no mutation would guess.
-pub fn weights(data: &[u8]) {
-    let dir = DIR.path();
-    let file = match data.split_first() {
-        Some((1, rest)) => {
-            let header = rest.iter().rposition(|b| *b == b'}').map_or(0, |end| end + 1);
-            [&(header as u64).to_le_bytes()[..], rest].concat()
-        }
-        _ => data.to_vec(),
-    };
-    std::fs::write(dir.join("config.json"), CONFIG).expect("room for a file");
-    std::fs::write(dir.join("model.safetensors"), &file).expect("room for a file");
-    let safe = scan_bytes("model.safetensors", &file).findings.is_empty();
-    let Ok(checkpoint) = Checkpoint::open(dir) else { return };
-    for shard in checkpoint.shards() {
-        for entry in shard.entries().values() {
-            assert!(entry.range.start <= entry.range.end && entry.range.end <= file.len());
-            assert_eq!(shard.bytes(entry).len(), entry.range.len());
-        }
-    }
-    let tensors = checkpoint.tensors("");
-    for (name, record) in checkpoint.manifest().iter().flat_map(|m| &m.tensors) {
-        let [rows, cols] = record.shape;
-        if let Ok(weight) = tensors.weight(name, rows, cols) {
-            assert_eq!((weight.rows(), weight.cols()), (rows, cols));
-        }
-    }
-    // Whatever loads has passed the scanner, unless it has another file's marks within its bytes.
-    assert!(safe || !scan_bytes("model.safetensors", &file).findings.is_empty());
-    let _ = squish_models::Model::from_checkpoint(&checkpoint, &squish_models::Device::Cpu);
-}
 
 /// A pickle stream.
 pub fn pickle(data: &[u8]) {
@@ -106,20 +72,6 @@ pub fn scan(data: &[u8]) {
             Role::Text => assert!(std::str::from_utf8(bytes).is_ok()),
             Role::Safetensors | Role::Ignored => {}
         }
-    }
-}
-
-/// A chat template.
-pub fn template(data: &[u8]) {
-    let Ok(source) = std::str::from_utf8(data) else { return };
-    let Ok(template) = ChatTemplate::new(source) else { return };
-    let messages =
-        [Message::system("Be brief."), Message::user("What is the sea?"), Message::assistant("Water.")];
-    let tools = [serde_json::json!({ "name": "clock", "parameters": { "zone": ["UTC", "CET"] } })];
-    match template.render(&ChatRequest::new(&messages).tools(tools)) {
-        Ok(text) => assert!(text.len() <= 80 << 20),
-        Err(Error::Template { .. } | Error::TemplateLimit) => {}
-        Err(error) => panic!("{error}"),
     }
 }
 
