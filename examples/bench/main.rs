@@ -10,6 +10,7 @@ mod report;
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use report::{Decoding, Rates, Report};
+use squish_engine::hub;
 use squish_models::{Arithmetic, Checkpoint, Device, KvPolicy, Model, Session, SessionOptions};
 use std::{process::ExitCode, time::Instant};
 
@@ -17,8 +18,8 @@ use std::{process::ExitCode, time::Instant};
 #[derive(Debug, Parser)]
 #[command(name = "bench")]
 struct Args {
-    /// Directory of a checkpoint, squished or original; or the name of one in assets/ or in
-    /// $SQUISH_HOME/models
+    /// Directory of a checkpoint, squished or original; the name of one in assets/ or in $SQUISH_HOME/models; a name of the
+    /// catalog (qwen2.5-7b-sqint2), or hf:org/repo[@rev]
     #[arg(long, default_value = "squish-tiny-sqint2")]
     model: String,
 
@@ -75,7 +76,10 @@ fn main() -> ExitCode {
     match run(&Args::parse(), start) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            match error.downcast_ref::<hub::Error>() {
+                Some(absent @ hub::Error::Absent(_)) => eprintln!("{absent}"),
+                _ => eprintln!("error: {error:#}"),
+            }
             ExitCode::FAILURE
         }
     }

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use squish_engine::{Message, Pipeline, hub::store::Plan};
+use squish_engine::{Message, Pipeline, hub};
 
 use args::Args;
 use conversation::Conversation;
@@ -23,9 +23,9 @@ fn main() -> ExitCode {
         // The reader has had enough, as `head` does.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            match error.downcast_ref::<Plan>() {
-                Some(plan) => eprintln!("{plan}"),
-                None => eprintln!("error: {}", one_line(&error)),
+            match error.downcast_ref::<hub::Error>() {
+                Some(absent @ hub::Error::Absent(_)) => eprintln!("{absent}"),
+                _ => eprintln!("error: {}", one_line(&error)),
             }
             ExitCode::FAILURE
         }

@@ -2,20 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
-use squish_engine::hub::{
-    Hub,
-    store::{self, Resolution},
-};
+use squish_engine::hub::{Result, locate};
 
-/// `model` if it is a directory, else the bundled model of that name, else what its name stands for on this machine.
+/// The bundled model of this name; else what the name stands for on this machine.
 pub fn resolve(model: &str) -> Result<PathBuf> {
     let bundled = Path::new(env!("CARGO_MANIFEST_DIR")).join("assets").join(model);
-    if !Path::new(model).is_dir() && bundled.is_dir() {
-        return Ok(bundled);
-    }
-    match store::resolve(model, &store::home(), &Hub::from_env())? {
-        Resolution::Ready(dir) => Ok(dir),
-        Resolution::Absent(plan) => bail!(plan),
-    }
+    if !Path::new(model).is_dir() && bundled.is_dir() { Ok(bundled) } else { locate(model) }
 }

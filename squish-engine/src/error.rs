@@ -44,6 +44,9 @@ pub enum Error {
         /// The template engine's explanation, with the template's own words after `raise_exception`.
         message: String,
     },
+    /// The chat template was stopped: it loops, or makes more than any real one does (docs/security.md).
+    #[error("chat template: stopped, since it takes more steps or makes more text than a template may")]
+    TemplateLimit,
     /// The checkpoint has no chat template, so only plain completion is possible.
     #[error(
         "the checkpoint has no chat template (neither chat_template.jinja nor \
@@ -87,6 +90,9 @@ pub enum Error {
         /// What was found in place of finite numbers.
         found: &'static str,
     },
+    /// No model of this name is on this machine, or a file of it is not safe to open.
+    #[error(transparent)]
+    Hub(#[from] squish_hub::Error),
     /// The model failed to load or to run.
     #[error(transparent)]
     Model(#[from] squish_models::Error),

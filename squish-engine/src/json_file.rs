@@ -1,8 +1,10 @@
 //! Reading the JSON files of a checkpoint.
 
+use std::io;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
+use squish_models::checkpoint::text_file;
 
 use crate::{Error, Result};
 
@@ -21,9 +23,10 @@ pub(crate) fn read_optional<T: DeserializeOwned>(path: &Path, expected: &'static
 
 /// Reads `path` as text. A file that does not exist is `None`.
 pub(crate) fn read_text(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
+    let text = text_file::read(path).and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other));
+    match text {
         Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Read { path: path.to_owned(), source }),
     }
 }

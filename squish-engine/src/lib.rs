@@ -14,6 +14,8 @@
 //! }
 //! ```
 //!
+//! [`Pipeline::from_name`] takes a model's name in the place of a directory.
+//!
 //! From the conversation to the text, a stage to a module:
 //!
 //! | stage | type |

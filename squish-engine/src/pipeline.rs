@@ -40,6 +40,16 @@ impl Pipeline {
         Self::builder().build(dir)
     }
 
+    /// Loads the model of this name from this machine: `qwen2.5-7b-sqint2`, `hf:org/repo`, a directory (docs/names.md). Nothing is
+    /// downloaded.
+    ///
+    /// # Errors
+    /// [`Hub`](crate::Error::Hub), whose text says in three lines what it would take, where the model is not on this machine;
+    /// then as [`from_dir`](Self::from_dir).
+    pub fn from_name(name: impl AsRef<Path>) -> Result<Self> {
+        Self::builder().build_named(name)
+    }
+
     /// Sets device and options before loading.
     pub fn builder() -> PipelineBuilder {
         PipelineBuilder {
@@ -216,14 +226,28 @@ impl PipelineBuilder {
         self
     }
 
+    /// Loads the model of this name from this machine.
+    ///
+    /// # Errors
+    /// As [`Pipeline::from_name`] and [`build`](Self::build).
+    pub fn build_named(self, name: impl AsRef<Path>) -> Result<Pipeline> {
+        let dir = squish_hub::locate(name)?;
+        self.build_checked(&dir)
+    }
+
     /// Loads the checkpoint directory `dir`. Weights are mapped, not copied.
     ///
     /// # Errors
-    /// As [`Pipeline::from_dir`], [`Option`](crate::Error::Option) for options out of range, and
+    /// As [`Pipeline::from_dir`], [`Hub`](crate::Error::Hub) for a file that is not what its name says, [`Option`](crate::Error::Option) for options out of range, and
     /// [`Model`](crate::Error::Model) for a certificate that is missing or does not meet the demand, and for a context or a way of
     /// storing keys and values that the model cannot have.
     pub fn build(self, dir: impl AsRef<Path>) -> Result<Pipeline> {
         let dir = dir.as_ref();
+        squish_hub::scan::glance(dir)?;
+        self.build_checked(dir)
+    }
+
+    fn build_checked(self, dir: &Path) -> Result<Pipeline> {
         if let Some(options) = &self.options {
             options.validate()?;
         }

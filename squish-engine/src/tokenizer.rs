@@ -3,6 +3,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use squish_models::checkpoint::text_file;
+
 use crate::tokenizer_config::{SpecialToken, TokenizerConfig};
 use crate::{Detokenizer, Error, Result};
 
@@ -23,7 +25,7 @@ impl Tokenizer {
     /// [`Error::Read`], [`Error::TokenizerFile`] and [`Error::Json`] name the file.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self> {
         let path = dir.as_ref().join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        let bytes = text_file::read(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
         let broken =
             |e: tokenizers::Error| Error::TokenizerFile { path: path.clone(), message: e.to_string() };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(broken)?;

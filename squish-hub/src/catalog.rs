@@ -196,7 +196,13 @@ impl Catalog {
                     return Err(refuse(format!("two models are called `{name}`")));
                 }
             }
-            crate::name::check_repository(&model.repository)?;
+            for repository in std::iter::once(&model.repository).chain(model.published.values()) {
+                crate::name::check_repository(repository)?;
+            }
+            crate::name::check_revision(&model.revision)?;
+            if model.licence.is_empty() || model.licence.contains(char::is_control) {
+                return Err(refuse(format!("`{}` has no licence", model.name)));
+            }
             let s = &model.shape;
             let sizes = [s.hidden, s.intermediate, s.layers, s.heads, s.kv_heads, s.head_dim, s.vocabulary];
             if sizes.iter().any(|size| !(1..LARGEST).contains(size)) {
@@ -206,18 +212,21 @@ impl Catalog {
         Ok(catalog)
     }
 
+    /// A model by its name or an alias, without a variant.
+    pub fn named(&self, name: &str) -> Option<&Model> {
+        let same = |own: &String| own.eq_ignore_ascii_case(name);
+        self.models.iter().find(|m| same(&m.name) || m.aliases.iter().any(same))
+    }
+
     /// A model by its name or an alias, and the variant that ends it; `sqint2` where none does.
     pub fn find(&self, name: &str) -> Option<(&Model, Variant)> {
-        let name = name.to_ascii_lowercase();
-        let named = |wanted: &str| {
-            self.models.iter().find(|m| m.name == wanted || m.aliases.iter().any(|a| a == wanted))
-        };
-        if let Some(model) = named(&name) {
+        if let Some(model) = self.named(name) {
             return Some((model, Variant::Sqint2));
         }
+        let name = name.to_ascii_lowercase();
         let (stem, variant) =
             Variant::ALL.iter().find_map(|v| Some((name.strip_suffix(v.name())?.strip_suffix('-')?, *v)))?;
-        named(stem).map(|model| (model, variant))
+        self.named(stem).map(|model| (model, variant))
     }
 }
 
@@ -241,17 +250,69 @@ mod tests {
         assert!(catalog.find("qwen2.5-7b-int5").is_none() && catalog.find("").is_none());
     }
 
-    /// The parameters that the model cards state, in billions with two digits.
+    /// The parameters that the model cards state, in billions, embeddings counted and not. This checks shapes of which no
+    /// configuration is at hand.
     #[test]
     fn parameters() {
         let catalog = Catalog::built_in();
-        for (name, billions) in
-            [("qwen2.5-7b", 7.61), ("qwen2.5-0.5b", 0.49), ("qwen3-8b", 8.19), ("qwen3-0.6b", 0.60)]
-        {
-            let shape = catalog.find(name).unwrap().0.shape;
-            let counted = (shape.linear() + shape.embedding()) as f64 / 1e9;
-            assert!((counted - billions).abs() < 0.006, "{name}: {counted}");
+        for (name, all, without) in [
+            ("qwen2.5-0.5b", 0.49, 0.36),
+            ("qwen2.5-1.5b", 1.54, 1.31),
+            ("qwen2.5-3b", 3.09, 2.77),
+            ("qwen2.5-7b", 7.61, 6.53),
+            ("qwen2.5-14b", 14.7, 13.1),
+            ("qwen2.5-32b", 32.5, 31.0),
+            ("qwen2.5-72b", 72.7, 70.0),
+            ("qwen3-0.6b", 0.6, 0.44),
+            ("qwen3-1.7b", 1.7, 1.4),
+            ("qwen3-4b", 4.0, 3.6),
+            ("qwen3-8b", 8.2, 6.95),
+            ("qwen3-14b", 14.8, 13.2),
+            ("qwen3-32b", 32.8, 31.2),
+            ("gemma-3-270m", 0.268, 0.1),
+            ("gemma-3-1b", 1.0, 0.698),
+            ("gemma-3-4b", 3.88, 3.21),
+            ("gemma-3-12b", 11.77, 10.76),
+            ("gemma-3-27b", 27.01, 25.6),
+        ] {
+            let names = [name.to_owned(), format!("{name}-base")];
+            for shape in names.iter().filter_map(|name| Some(catalog.find(name)?.0.shape)) {
+                let linear = shape.linear() as f64 / 1e9;
+                let counted = linear + shape.embedding() as f64 / 1e9;
+                // As many digits as the cards give; biases and norms are not counted here.
+                let near = |counted: f64, stated: f64| (counted - stated).abs() < 0.006 + 0.013 * stated;
+                assert!(near(counted, all) && near(linear, without), "{name}: {counted} {linear}");
+            }
         }
+    }
+
+    /// Base and instruct of every size; Qwen3-32B has been published as one of them only.
+    #[test]
+    fn every_size_is_there_in_both_kinds() {
+        let catalog = Catalog::built_in();
+        let sizes = [
+            ("qwen2.5", "0.5b 1.5b 3b 7b 14b 32b 72b"),
+            ("qwen3", "0.6b 1.7b 4b 8b 14b 32b"),
+            ("gemma-3", "270m 1b 4b 12b 27b"),
+        ];
+        let mut counted = 0;
+        for (family, size) in sizes.iter().flat_map(|(family, all)| all.split(' ').map(move |s| (family, s)))
+        {
+            let alias = format!("{}:{size}", family.replace("gemma-3", "gemma3"));
+            let (instruct, variant) = catalog.find(&format!("{family}-{size}")).unwrap();
+            assert_eq!(variant, Variant::Sqint2);
+            assert_eq!(catalog.find(&alias), Some((instruct, Variant::Sqint2)), "{alias}");
+            let base = catalog.find(&format!("{family}-{size}-base"));
+            assert_eq!(base.is_none(), (*family, size) == ("qwen3", "32b"), "{family}-{size}");
+            if let Some((base, _)) = base {
+                assert_eq!((base.shape, &base.licence), (instruct.shape, &instruct.licence));
+                assert_ne!(base.repository, instruct.repository);
+            }
+            counted += 1 + usize::from(base.is_some());
+        }
+        assert_eq!(counted, catalog.models.len());
+        let gated = |m: &&Model| m.gated != m.repository.starts_with("google/");
+        assert!(!catalog.models.iter().any(|m| gated(&m)));
     }
 
     /// Where real configurations are at hand (`../shared/real`), the catalog's shapes are theirs.
@@ -284,10 +345,25 @@ mod tests {
 
     #[test]
     fn a_wrong_catalog_is_refused() {
-        for text in ["models = 3", "[[models]]\nname = 'a'", "x = 1"] {
+        let deep = format!("models = {}", "[".repeat(100_000));
+        for text in ["models = 3", "[[models]]\nname = 'a'", "x = 1", &deep] {
             assert!(Catalog::parse(text).is_err(), "{text}");
         }
         let text = include_str!("../catalog.toml");
         assert!(Catalog::parse(&format!("{text}\n{}", &text[text.find("[[models]]").unwrap()..])).is_err());
+        for (from, to) in [
+            ("revision = \"main\"", "revision = \"../main\""),
+            ("revision = \"main\"", "revision = \"\""),
+            ("repository = \"Qwen/", "repository = \"../"),
+            ("licence = \"apache-2.0\"", "licence = \"\""),
+            ("name = \"qwen2.5-0.5b\"", "name = \"qwen2.5-0.5b-int4\""),
+            ("name = \"qwen2.5-0.5b\"", "name = \"a/b\""),
+            ("qwen2.5:0.5b\"", "qwen2.5:1.5b\""),
+            ("layers = 24", "layers = 0"),
+            ("licence =", "published = { int4 = \"a\" }\nlicence ="),
+        ] {
+            assert!(text.contains(from), "{from}");
+            assert!(Catalog::parse(&text.replacen(from, to, 1)).is_err(), "{to}");
+        }
     }
 }

@@ -28,6 +28,10 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// A model that is known, and not on this machine. The text says in three lines what would be done, what it needs, and how
+    /// to go on.
+    #[error(transparent)]
+    Absent(Box<crate::store::Plan>),
     /// Not a repository or revision of a hub.
     #[error("`{found}` is not organisation/name[@revision]")]
     Repository {

@@ -4,7 +4,8 @@
 //! | --- | --- |
 //! | [`catalog`] | the models that have a name, their sizes and licences |
 //! | [`name`] | what a person types for a model |
-//! | [`store`] | where squished models lie, and from a name to a directory |
+//! | [`store`] | where squished models lie, and what a name stands for |
+//! | [`locate()`] | from a name to a directory, for every command |
 //! | [`hub`] | Hugging Face hubs: settings, cache, downloads |
 //! | [`ollama`] | another program's local store, read only |
 //! | [`memory`] | what a running model takes beside its weights |
@@ -16,6 +17,7 @@
 pub mod catalog;
 mod error;
 pub mod hub;
+mod locate;
 pub mod memory;
 pub mod name;
 pub mod ollama;
@@ -25,4 +27,5 @@ pub mod store;
 pub use catalog::{Catalog, Model};
 pub use error::{Error, Result};
 pub use hub::Hub;
+pub use locate::{locate, locate_in, locate_original};
 pub use name::Name;

@@ -72,7 +72,10 @@ pub(crate) fn check_repository(repository: &str) -> Result<()> {
 }
 
 /// Checks a branch, tag or commit: it becomes part of an address and of a path.
-fn check_revision(revision: &str) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Repository`].
+pub(crate) fn check_revision(revision: &str) -> Result<()> {
     let fine = revision.len() <= 128 && revision.split('/').all(is_component);
     if fine { Ok(()) } else { Err(Error::Repository { found: crate::scan::printable(revision) }) }
 }

@@ -217,8 +217,8 @@ impl fmt::Display for Plan {
     }
 }
 
-/// Looks for a name on this machine: a directory, `home/models/NAME`, the catalog's squished models, the hub's cache.
-/// Nothing is fetched.
+/// Looks for a name on this machine: a directory, `home/models/NAME`, the catalog's squished models, the hub's cache, Ollama's
+/// store. Nothing is fetched.
 ///
 /// # Errors
 /// Those of [`Name::parse`]; [`Error::Ollama`].
@@ -232,7 +232,7 @@ pub fn resolve(name: &str, home: &Path, hub: &Hub) -> Result<Resolution> {
         Name::Directory(dir) => return Ok(Resolution::Ready(dir)),
         Name::Ollama(ollama) => {
             let store = crate::ollama::store().unwrap_or_default();
-            return Err(crate::ollama::explain(&store, &ollama));
+            return crate::ollama::import(&store, &ollama, home).map(Resolution::Ready);
         }
         Name::Hub { repository, revision } => (repository, revision, None),
         Name::Catalog(model, variant) => {

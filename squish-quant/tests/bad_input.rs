@@ -125,7 +125,7 @@ fn no_weights_and_no_directory() {
     sandbox.refuses_source(&["source", "no model.safetensors"]);
     fs::create_dir(sandbox.path("source/model.safetensors")).unwrap();
     sandbox.refuses_source(&["source/model.safetensors"]);
-    sandbox.refuses(&["inspect", "nonesuch"], &["nonesuch/config.json"]);
+    sandbox.refuses(&["inspect", "nonesuch"], &["nonesuch", "no model"]);
 }
 
 // Tensors that are not what the configuration says.

@@ -79,6 +79,34 @@ pub fn available() -> Vec<Kernels> {
     found
 }
 
+/// The processor's features that decide which kernels it can execute, as the system names them: each, and whether it is there.
+pub fn features() -> Vec<(&'static str, bool)> {
+    #[cfg(target_arch = "x86_64")]
+    macro_rules! detected {
+        ($($name:tt),*) => { vec![$(($name, is_x86_feature_detected!($name))),*] };
+    }
+    #[cfg(target_arch = "x86_64")]
+    return detected!(
+        "avx2",
+        "fma",
+        "f16c",
+        "bmi1",
+        "avx512f",
+        "avx512bw",
+        "avx512vl",
+        "avx512vbmi",
+        "avx512vnni"
+    );
+    #[cfg(target_arch = "aarch64")]
+    macro_rules! detected {
+        ($($name:tt),*) => { vec![$(($name, std::arch::is_aarch64_feature_detected!($name))),*] };
+    }
+    #[cfg(target_arch = "aarch64")]
+    return detected!("neon", "dotprod", "i8mm");
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    Vec::new()
+}
+
 /// The kernels in use: the best available, or those that `SQUISH_ISA` names.
 ///
 /// # Errors

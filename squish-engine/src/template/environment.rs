@@ -5,9 +5,13 @@ use minijinja::value::Kwargs;
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value, escape_formatter};
 
 use super::python_json::Style;
+use super::sandbox;
 
 /// Indents beyond this are refused: a template is data from elsewhere.
 const MAX_INDENT: usize = 64;
+
+/// Bytes of a format of `strftime_now`.
+const MAX_FORMAT: usize = 256;
 
 pub(super) fn transformers() -> Environment<'static> {
     let mut environment = Environment::new();
@@ -17,7 +21,7 @@ pub(super) fn transformers() -> Environment<'static> {
     {
         environment.set_syntax(syntax);
     }
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+    sandbox::guard(&mut environment);
     environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
     environment.set_formatter(python_str);
     environment.add_filter("tojson", to_json);
@@ -32,13 +36,18 @@ fn python_str(out: &mut Output, state: &mut State, value: &Value) -> Result<(), 
         (true, _) => "None",
         (_, minijinja::value::ValueKind::Bool) if value.is_true() => "True",
         (_, minijinja::value::ValueKind::Bool) => "False",
-        _ => return escape_formatter(out, state, value),
+        _ => {
+            if value.as_object().is_some() {
+                state.consume_fuel(sandbox::measure(state, value)? / 64)?;
+            }
+            return escape_formatter(out, state, value);
+        }
     };
     Ok(out.write_str(name)?)
 }
 
 /// `json.dumps` with transformers' defaults. Unlike Jinja's own filter it escapes no HTML.
-fn to_json(value: &Value, arguments: Kwargs) -> Result<String, Error> {
+fn to_json(state: &State, value: &Value, arguments: Kwargs) -> Result<String, Error> {
     if value.is_undefined() {
         let message = "tojson of an undefined value";
         return Err(Error::new(ErrorKind::UndefinedError, message));
@@ -58,6 +67,9 @@ fn to_json(value: &Value, arguments: Kwargs) -> Result<String, Error> {
     let sort_keys = arguments.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     arguments.assert_all_used()?;
 
+    // A value within another is written with up to this many spaces before it.
+    let bytes = sandbox::measure(state, value)?;
+    state.consume_fuel(bytes.saturating_mul(1 + indent.unwrap_or(0) as u64) / 64)?;
     let failed = |e| Error::new(ErrorKind::BadSerialization, "tojson").with_source(e);
     let mut json = serde_json::to_value(value).map_err(failed)?;
     if sort_keys {
@@ -73,6 +85,9 @@ fn raise_exception(message: String) -> Result<Value, Error> {
 
 /// The local time in C's `strftime` notation.
 fn strftime_now(format: String) -> Result<String, Error> {
+    if format.len() > MAX_FORMAT {
+        return Err(Error::new(ErrorKind::InvalidOperation, "strftime_now: the format is too long"));
+    }
     let now = jiff::Zoned::now();
     jiff::fmt::strtime::format(&format, &now)
         .map_err(|e| Error::new(ErrorKind::InvalidOperation, "strftime_now").with_source(e))

@@ -2,16 +2,18 @@
 //!
 //! A checkpoint carries its template as a Jinja program. It is run here with the settings, filters
 //! and functions that Hugging Face transformers gives it, so that the prompt is the same to the
-//! character.
+//! character, and within limits that no real template comes near (`sandbox`).
 
+mod assignments;
 mod environment;
 mod python_json;
+mod sandbox;
 mod source;
 
 use std::path::Path;
 
-use minijinja::Environment;
 use minijinja::value::{Serde, Value};
+use minijinja::{Environment, ErrorKind};
 use serde_json::json;
 
 use crate::{ChatRequest, Error, Result};
@@ -74,7 +76,11 @@ impl ChatTemplate {
     }
 
     fn add(&mut self, name: &'static str, source: String) -> Result<()> {
-        let added = self.environment.add_template_owned(name, source);
+        if source.len() > sandbox::MOST_SOURCE {
+            let (bytes, most) = (source.len(), sandbox::MOST_SOURCE);
+            return Err(Error::Template { message: format!("{bytes} bytes, at most {most} are read") });
+        }
+        let added = self.environment.add_template_owned(name, assignments::checked(&source));
         added.map_err(|e| template_error(&e))
     }
 
@@ -82,7 +88,8 @@ impl ChatTemplate {
     /// text.
     ///
     /// # Errors
-    /// [`Error::Template`] if the template fails, or refuses the conversation in its own words.
+    /// [`Error::Template`] if the template fails, or refuses the conversation in its own words;
+    /// [`Error::TemplateLimit`] if it works or writes more than any real one.
     pub fn render(&self, request: &ChatRequest<'_>) -> Result<String> {
         let tools = (!request.tools.is_empty()).then_some(&request.tools);
         let name = if tools.is_some() && self.has_tool_use { TOOL_USE } else { DEFAULT };
@@ -95,18 +102,35 @@ impl ChatTemplate {
         context.entry("documents").or_insert(json!(null));
         context.insert("add_generation_prompt".into(), json!(request.add_generation_prompt));
 
-        self.environment
-            .get_template(name)
-            .and_then(|template| template.render(Value::from(Serde(&context))))
-            .map_err(|e| template_error(&e))
+        let mut environment = self.environment.clone();
+        sandbox::limit(&mut environment, json_bytes(&context));
+        let render =
+            move || environment.get_template(name).and_then(|t| t.render(Value::from(Serde(&context))));
+        match sandbox::run(render) {
+            Ok(Some(rendered)) => rendered.map_err(|e| template_error(&e)),
+            Ok(None) => Err(Error::TemplateLimit),
+            Err(e) => Err(Error::Template { message: format!("it could not be run: {e}") }),
+        }
     }
+}
+
+/// Bytes of a value as JSON text.
+fn json_bytes(value: &impl serde::Serialize) -> usize {
+    serde_json::to_vec(value).map_or(0, |text| text.len())
 }
 
 /// The innermost explanation: where a template calls `raise_exception`, its own words.
 fn template_error(error: &minijinja::Error) -> Error {
+    let spent = |error: &minijinja::Error| error.kind() == ErrorKind::OutOfFuel;
+    if spent(error) {
+        return Error::TemplateLimit;
+    }
     let mut message = error.to_string();
     let mut source = std::error::Error::source(error);
     while let Some(cause) = source {
+        if cause.downcast_ref().is_some_and(spent) {
+            return Error::TemplateLimit;
+        }
         message = format!("{message}: {cause}");
         source = cause.source();
     }

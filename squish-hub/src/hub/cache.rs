@@ -16,6 +16,22 @@ impl Hub {
         self.cache.join(format!("models--{}", repository.replace('/', "--")))
     }
 
+    /// The repositories of models in the cache, complete or not, with the bytes of their files; sorted.
+    pub fn repositories(&self) -> Vec<(String, u64)> {
+        let entries = |dir: &Path| std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let bytes = |dir: PathBuf| -> u64 {
+            entries(&dir.join("blobs")).filter_map(|blob| blob.metadata().ok()).map(|m| m.len()).sum()
+        };
+        let repository = |entry: std::fs::DirEntry| {
+            let name = entry.file_name().to_str()?.strip_prefix("models--")?.replacen("--", "/", 1);
+            crate::name::check_repository(&name).ok()?;
+            Some((name, bytes(entry.path())))
+        };
+        let mut found: Vec<_> = entries(&self.cache).filter_map(repository).collect();
+        found.sort();
+        found
+    }
+
     /// The directory of a revision that is completely in the cache: the configuration and all weights files that the index
     /// names. Links are made only when every file has been checked.
     pub fn cached(&self, repository: &str, revision: &str) -> Option<PathBuf> {

@@ -3,6 +3,7 @@
 use super::Hub;
 use crate::{Error, Result, scan};
 use serde::Deserialize;
+use ureq::{Body, http::Response};
 
 /// Files of a repository, at most.
 const MOST_FILES: usize = 10_000;
@@ -18,6 +19,8 @@ pub struct Listing {
     pub fetched: Vec<RemoteFile>,
     /// What will not, because its name stands for pickled data.
     pub pickled: Vec<String>,
+    /// Why the files were asked for by name, where the hub gave no list of them: the first layer is not there then.
+    pub unlisted: Option<String>,
 }
 
 /// One file on the hub.
@@ -70,39 +73,45 @@ impl Sibling {
 }
 
 /// The files beside the weights that a checkpoint may need.
-fn is_wanted(name: &str) -> bool {
-    const PLAIN: &[&str] = &[
-        "config.json",
-        "generation_config.json",
-        "tokenizer.json",
-        "tokenizer_config.json",
-        "special_tokens_map.json",
-        "added_tokens.json",
-        "chat_template.jinja",
-        "chat_template.json",
-        "model.safetensors.index.json",
-        "vocab.json",
-        "merges.txt",
-        "README.md",
-        "LICENSE",
-        "squish_origin.json",
-    ];
+pub(super) const PLAIN: &[&str] = &[
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "model.safetensors.index.json",
+    "vocab.json",
+    "merges.txt",
+    "README.md",
+    "LICENSE",
+    "squish_origin.json",
+];
+
+/// Whether a file is one that a checkpoint may need.
+pub(super) fn is_wanted(name: &str) -> bool {
     PLAIN.contains(&name) || !name.contains('/') && name.ends_with(".safetensors")
 }
 
-fn is_hash(text: &str) -> bool {
+/// Whether text is SHA-1 or SHA-256 in hexadecimal digits.
+pub(super) fn is_hash(text: &str) -> bool {
     matches!(text.len(), 40 | 64) && text.bytes().all(|b| b.is_ascii_hexdigit())
 }
 
 impl Hub {
-    /// All files of a revision.
-    pub(super) fn files(&self, repository: &str, revision: &str) -> Result<Answer> {
+    /// Asks for the list of a revision's files.
+    fn request_files(&self, repository: &str, revision: &str) -> Result<Response<Body>> {
         crate::name::check_repository(repository)?;
-        let agent = self.agent();
         let revision = revision.replace('/', "%2F");
         let url = format!("{}/api/models/{repository}/revision/{revision}?blobs=true", self.endpoint);
-        let mut answer = self.request(&agent, &url)?;
-        let refuse = |reason: String| Error::Hub { url: url.clone(), reason };
+        self.request(&self.agent(), &url)
+    }
+
+    /// Reads that list.
+    fn read_files(&self, repository: &str, mut answer: Response<Body>) -> Result<Answer> {
+        let refuse = |reason: String| Error::Hub { url: format!("{}/{repository}", self.endpoint), reason };
         let text = answer.body_mut().with_config().limit(MOST_ANSWER).read_to_vec();
         let text = text.map_err(|e| refuse(e.to_string()))?;
         let answer: Answer =
@@ -113,13 +122,25 @@ impl Hub {
         Ok(answer)
     }
 
-    /// Asks for a repository's list of files, and decides what is fetched.
+    /// All files of a revision.
+    pub(super) fn files(&self, repository: &str, revision: &str) -> Result<Answer> {
+        self.read_files(repository, self.request_files(repository, revision)?)
+    }
+
+    /// Asks for a repository's list of files, and decides what is fetched. Where there is no list to be had, the files are asked
+    /// for by name ([`Listing::unlisted`]).
     ///
     /// # Errors
     /// [`Error::Unsafe`] where it offers weights as pickled data only; those of a request.
     pub fn listing(&self, repository: &str, revision: &str) -> Result<Listing> {
-        let answer = self.files(repository, revision)?;
-        let mut listing = Listing { commit: answer.sha, fetched: Vec::new(), pickled: Vec::new() };
+        let answer = match self.request_files(repository, revision) {
+            Err(e @ (Error::Unauthorised { .. } | Error::NotFound { .. } | Error::Hub { .. })) => {
+                return self.unlisted(repository, revision, e);
+            }
+            answer => self.read_files(repository, answer?)?,
+        };
+        let mut listing =
+            Listing { commit: answer.sha, fetched: Vec::new(), pickled: Vec::new(), unlisted: None };
         for file in answer.siblings {
             if scan::is_never_fetched(&file.rfilename) {
                 listing.pickled.push(scan::printable(&file.rfilename));

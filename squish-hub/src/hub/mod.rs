@@ -12,6 +12,7 @@ mod download;
 mod listing;
 mod pull;
 mod staging;
+mod unlisted;
 mod upload;
 
 pub use client::Timing;

@@ -18,6 +18,9 @@ pub trait Transfer: Sync {
     /// So many bytes of a file are here, of so many where that is known.
     fn at(&self, _file: &str, _done: u64, _total: Option<u64>) {}
 
+    /// Something to tell whoever started it, who may go on.
+    fn warn(&self, _text: &str) {}
+
     /// Whether to end.
     fn cancelled(&self) -> bool {
         false
@@ -77,6 +80,7 @@ impl Hub {
             return Ok(Pulled { dir, commit, skipped: Vec::new() });
         }
         let listing = self.listing(repository, revision)?;
+        listing.unlisted.iter().for_each(|text| transfer.warn(text));
         let dir = self.repository_dir(repository);
         std::fs::create_dir_all(&dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
         self.check_disk(&dir, &listing.fetched)?;

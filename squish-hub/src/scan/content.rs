@@ -74,6 +74,12 @@ fn look(name: &str, shown: &str, bytes: &[u8], depth: usize, findings: &mut Vec<
     };
     if let Some(archive) = Archive::open(bytes) {
         members(name, shown, &archive, depth, findings);
+        // An archive begins with an opcode, too.
+        if findings.len() == before
+            && let Some(pickle) = Pickle::detect(bytes, named).filter(|pickle| !pickle.globals.is_empty())
+        {
+            add_pickle(findings, shown, pickle);
+        }
         if expected.is_some() && findings.len() == before {
             add(findings, shown, Danger::Mismatch, "holds a zip archive, which its name does not say");
         }
@@ -114,7 +120,14 @@ fn look(name: &str, shown: &str, bytes: &[u8], depth: usize, findings: &mut Vec<
 }
 
 /// Files that nothing here loads: dangerous for others, or ignored.
-fn other(name: &str, shown: &str, bytes: &[u8], extension: &str, depth: usize, findings: &mut Vec<Finding>) {
+pub(super) fn other(
+    name: &str,
+    shown: &str,
+    bytes: &[u8],
+    extension: &str,
+    depth: usize,
+    findings: &mut Vec<Finding>,
+) {
     if bytes.starts_with(b"\x93NUMPY") {
         let header = String::from_utf8_lossy(&bytes[..bytes.len().min(4096)]);
         let descr = header.split("descr").nth(1).unwrap_or_default();
@@ -160,13 +173,18 @@ fn other(name: &str, shown: &str, bytes: &[u8], extension: &str, depth: usize, f
     }
 }
 
-fn add_pickle(findings: &mut Vec<Finding>, shown: &str, pickle: Pickle) {
-    let detail = match (pickle.globals.is_empty(), pickle.complete) {
+/// What a pickle is, for a person.
+pub(super) fn describe(pickle: &Pickle) -> String {
+    match (pickle.globals.is_empty(), pickle.complete) {
         (false, true) => format!("a pickle that imports {}", pickle.globals.join(", ")),
         (false, false) => format!("a damaged pickle that imports {}", pickle.globals.join(", ")),
         (true, true) => "a pickle".into(),
         (true, false) => "a damaged pickle".into(),
-    };
+    }
+}
+
+fn add_pickle(findings: &mut Vec<Finding>, shown: &str, pickle: Pickle) {
+    let detail = describe(&pickle);
     findings.push(Finding {
         file: printable(shown),
         danger: Danger::Pickle,
@@ -318,7 +336,34 @@ fn json(bytes: &[u8]) -> Result<(), (Danger, String)> {
             return Err((Danger::Bounds, format!("nested deeper than {MOST_JSON_DEPTH}")));
         }
     }
-    serde_json::from_slice::<serde::de::IgnoredAny>(bytes)
+    // What is skipped over is not looked at by the parser: strings may hold anything.
+    let text = std::str::from_utf8(bytes).map_err(|e| (Danger::Mismatch, e.to_string()))?;
+    serde_json::from_str::<serde::de::IgnoredAny>(text)
         .map(|_| ())
         .map_err(|e| (Danger::Mismatch, e.to_string()))
+}
+
+/// What fuzzing found.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_of_json_are_utf_8() {
+        assert!(scan_bytes("config.json", b"{\"a\": \"\xc3\xa9\"}").findings.is_empty());
+        for bytes in [&b"{\"a\": \"\xff\"}"[..], b"{\"\xda\": {}}", b"[\"\xe7_\"]"] {
+            assert_eq!(scan_bytes("config.json", bytes).findings[0].danger, Danger::Mismatch);
+        }
+    }
+
+    #[test]
+    fn a_pickle_behind_the_record_of_an_empty_archive() {
+        let import = b"\niposix\nsystem\n.";
+        let record = [&b"PK\x05\x06"[..], &[0; 18]].concat();
+        assert!(scan_bytes("empty.zip", &record).findings.is_empty());
+        for name in ["model.bin", "model.zip", "config.json", "model"] {
+            let findings = scan_bytes(name, &[&record[..], import].concat()).findings;
+            assert_eq!(findings[0].globals, ["posix.system"], "{name}");
+        }
+    }
 }

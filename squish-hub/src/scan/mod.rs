@@ -4,11 +4,13 @@
 //! [`Finding`]: something that runs code in whoever opens it with the usual tools, or is not what its name says.
 
 mod content;
+mod glance;
 mod path;
 pub mod pickle;
 pub mod zip;
 
 pub use content::{Contents, scan_bytes};
+pub use glance::{OPENED, glance};
 pub use path::{Report, scan_file, scan_path};
 
 use serde::Serialize;

@@ -162,3 +162,12 @@ fn large(name: &str, file: &mut File, length: u64) -> std::io::Result<Contents> 
     }
     Ok(contents)
 }
+
+/// Whether bytes begin as the header of a weights file of this length does; the header itself is left to its reader.
+pub(super) fn is_header(head: &[u8], length: u64) -> bool {
+    let Some((bytes, text)) = head.split_first_chunk::<8>() else { return false };
+    let header = u64::from_le_bytes(*bytes);
+    header <= content::MOST_HEADER_BYTES as u64
+        && header.saturating_add(8) <= length
+        && text.starts_with(b"{")
+}

@@ -48,7 +48,7 @@ fn end_record(bytes: &[u8]) -> Option<(usize, usize)> {
         let size = u32_at(bytes, end + 12)?;
         let start = end.checked_sub(size)?;
         let offset = u32_at(bytes, end + 16)?;
-        let empty = size == 0 && end == 0;
+        let empty = size == 0 && end == 0 && bytes.len() == 22;
         let directory = bytes.get(start..)?.starts_with(b"PK\x01\x02");
         (empty || directory && offset <= start).then_some((start, start.saturating_sub(offset)))
     })

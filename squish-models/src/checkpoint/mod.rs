@@ -7,6 +7,7 @@ mod certificate;
 mod manifest;
 mod shard;
 mod tensors;
+pub mod text_file;
 
 pub use certificate::{Calibration, Certificate, CertificateDemand, Measurement, Source};
 pub use manifest::{
@@ -29,6 +30,9 @@ use std::{
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// Name of the index of a sharded checkpoint.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Weights files that an index may name.
+const MOST_SHARDS: usize = 10_000;
 
 /// An open checkpoint.
 #[derive(Debug)]
@@ -203,15 +207,15 @@ fn weights_files(dir: &Path) -> Result<Vec<PathBuf>> {
         }
         files.insert(dir.join(file));
     }
-    if files.is_empty() {
-        Err(refuse("`weight_map` is empty".into()))
-    } else {
-        Ok(files.into_iter().collect())
+    match files.len() {
+        0 => Err(refuse("`weight_map` is empty".into())),
+        n if n > MOST_SHARDS => Err(refuse(format!("{n} weights files, at most {MOST_SHARDS} are read"))),
+        _ => Ok(files.into_iter().collect()),
     }
 }
 
 fn read_json(path: &Path) -> Result<Value> {
-    let text = std::fs::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
+    let text = text_file::read(path).map_err(|source| Error::Io { path: path.into(), source })?;
     serde_json::from_slice(&text)
         .map_err(|e| Error::Config { path: path.into(), reason: format!("not valid JSON: {e}") })
 }

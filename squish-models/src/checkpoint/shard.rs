@@ -13,6 +13,13 @@ use std::{
     sync::Arc,
 };
 
+/// Tensors of a file, at most; a model of a hundred blocks has some thousands.
+const MOST_TENSORS: usize = 200_000;
+/// Bytes of a tensor's name.
+const MOST_NAME: usize = 1024;
+/// Dimensions of a tensor.
+const MOST_DIMENSIONS: usize = 8;
+
 /// A mapped file whose header has been checked: every tensor lies inside the file, without holes.
 #[derive(Debug)]
 pub struct Shard {
@@ -44,11 +51,32 @@ impl AsRef<[u8]> for Owner {
     }
 }
 
+/// What the library's parser does not bound.
+fn check_bounds(metadata: &Metadata) -> Result<(), String> {
+    let tensors = metadata.tensors();
+    if tensors.len() > MOST_TENSORS {
+        return Err(format!("{} tensors, at most {MOST_TENSORS} are read", tensors.len()));
+    }
+    for (name, info) in tensors {
+        if name.len() > MOST_NAME {
+            return Err(format!("a tensor's name of {} bytes, at most {MOST_NAME} are read", name.len()));
+        }
+        if info.shape.len() > MOST_DIMENSIONS {
+            let count = info.shape.len();
+            return Err(format!(
+                "tensor `{name}` has {count} dimensions, at most {MOST_DIMENSIONS} are read"
+            ));
+        }
+    }
+    Ok(())
+}
+
 impl Shard {
     /// Maps a file and checks its header.
     ///
     /// # Errors
-    /// [`Error::Io`] or [`Error::Safetensors`].
+    /// [`Error::Io`], [`Error::Safetensors`], or [`Error::Config`] for more tensors, longer names or more dimensions than any
+    /// model has.
     pub fn open(path: &Path) -> Result<Self> {
         let io = |source| Error::Io { path: path.into(), source };
         // Looked at before it is opened: opening a pipe would wait for a writer.
@@ -61,6 +89,7 @@ impl Shard {
         let map = Arc::new(unsafe { Mmap::map(&file) }.map_err(io)?);
         let (header, metadata) = SafeTensors::read_metadata(&map)
             .map_err(|source| Error::Safetensors { path: path.into(), source })?;
+        check_bounds(&metadata).map_err(|reason| Error::Config { path: path.into(), reason })?;
         let bytes = Bytes::from_owner(Owner(map.clone()));
         Ok(Self { path: path.into(), data: size_of::<u64>() + header, map, bytes, metadata })
     }
@@ -132,5 +161,37 @@ impl Shard {
         }
         #[cfg(not(unix))]
         let _ = (range, &self.map);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn open(header: &str) -> Result<Shard> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("model.safetensors");
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        std::fs::write(&path, bytes).unwrap();
+        Shard::open(&path)
+    }
+
+    #[test]
+    fn headers_beyond_any_models_are_refused() {
+        let tensor = |name: &str, shape: &str| {
+            format!(r#""{name}":{{"dtype":"U8","shape":[{shape}],"data_offsets":[0,0]}}"#)
+        };
+        assert!(open(&format!("{{{}}}", tensor("a", "0"))).is_ok());
+        let long = tensor(&"n".repeat(MOST_NAME + 1), "0");
+        let deep = tensor("a", &["0"; MOST_DIMENSIONS + 1].join(","));
+        let many: Vec<_> = (0..=MOST_TENSORS).map(|i| tensor(&i.to_string(), "0")).collect();
+        for (header, words) in [(long, "name of"), (deep, "dimensions"), (many.join(","), "tensors")] {
+            let error = open(&format!("{{{header}}}")).unwrap_err();
+            assert!(matches!(error, Error::Config { .. }) && error.to_string().contains(words), "{error}");
+        }
+        for header in ["", "{", "[]", &"[".repeat(100_000), &format!("{{\"a\":{}", "{\"a\":".repeat(100_000))]
+        {
+            assert!(matches!(open(header), Err(Error::Safetensors { .. })));
+        }
     }
 }

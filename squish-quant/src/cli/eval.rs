@@ -1,6 +1,6 @@
 //! `squish-quant eval`.
 
-use super::{command_line::command_line, print, print_json, progress::Bar};
+use super::{command_line::command_line, named, print, print_json, progress::Bar};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Map, Value};
@@ -27,7 +27,7 @@ use std::{
 /// questions, seconds. docs/evaluation.md defines each number.
 #[derive(Debug, Args)]
 pub struct Eval {
-    /// A checkpoint directory, squished or original.
+    /// A checkpoint directory, squished or original, or a name (`list`).
     dir: PathBuf,
     /// What to measure: arc_easy, arc_challenge, piqa, openbook_qa, perplexity, kl; several with commas.
     #[arg(long, value_delimiter = ',', required = true)]
@@ -47,7 +47,7 @@ pub struct Eval {
     /// Number of windows, from the beginning of the text; absent, all of it.
     #[arg(long)]
     windows: Option<usize>,
-    /// The original checkpoint, for kl.
+    /// The original checkpoint, or its name, for kl.
     #[arg(long)]
     against: Option<PathBuf>,
     /// How keys and values are stored, for perplexity and kl: f32, f16, k8v8, k8v4, ... (docs/kv_cache.md).
@@ -109,7 +109,9 @@ impl Eval {
         }
     }
 
-    pub fn run(self) -> Result<()> {
+    pub fn run(mut self) -> Result<()> {
+        self.dir = named::model(&self.dir)?;
+        self.against = self.against.as_deref().map(named::original).transpose()?;
         let bar = Bar::new(!self.json)?;
         let results = self.measure(&bar)?;
         drop(bar);

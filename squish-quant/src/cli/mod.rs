@@ -6,8 +6,10 @@ mod command_line;
 mod doctor;
 mod eval;
 mod from_hub;
+mod machine;
 mod memory_size;
 mod models;
+mod named;
 mod obtain;
 mod progress;
 mod pull;
@@ -70,7 +72,7 @@ enum Command {
 /// system does not say).
 #[derive(Debug, Args)]
 struct Compress {
-    /// A directory with config.json and safetensors weights in bf16, f16 or f32.
+    /// A directory with config.json and safetensors weights in bf16, f16 or f32, or the name of an original that is on this machine.
     source: PathBuf,
     /// The directory to write; it must be absent or empty.
     #[arg(long)]
@@ -137,7 +139,7 @@ struct Compress {
 /// values (the numbers of `eval --json`), tool, command.
 #[derive(Debug, Args)]
 struct Inspect {
-    /// A checkpoint directory, squished or original.
+    /// A checkpoint directory, squished or original, or a name (`list`).
     dir: PathBuf,
     /// Print one JSON object on standard output.
     #[arg(long)]
@@ -151,7 +153,7 @@ struct Inspect {
 /// one at a time), kv (how keys and values were stored), bos (whether windows began with a BOS), seconds (of the forward passes).
 #[derive(Debug, Args)]
 struct Perplexity {
-    /// A checkpoint directory, squished or original.
+    /// A checkpoint directory, squished or original, or a name (`list`).
     dir: PathBuf,
     /// A UTF-8 text file.
     #[arg(long)]
@@ -196,7 +198,10 @@ pub fn main() -> ExitCode {
         Err(e) => {
             // Every error names its cause in its own message. Names from files may hold line breaks and
             // escape sequences, which must not reach the terminal.
-            eprintln!("error: {}", e.to_string().replace(char::is_control, "\u{fffd}"));
+            match e.downcast_ref::<squish_hub::Error>() {
+                Some(absent @ squish_hub::Error::Absent(_)) => eprintln!("{absent}"),
+                _ => eprintln!("error: {}", e.to_string().replace(char::is_control, "\u{fffd}")),
+            }
             if e.is::<scan::Refused>() { ExitCode::from(2) } else { ExitCode::FAILURE }
         }
     }
@@ -206,14 +211,14 @@ fn run(command: Command) -> Result<()> {
     match command {
         Command::Compress(args) => args.run(),
         Command::Inspect(args) => {
-            let inspection = inspect(&args.dir)?;
+            let inspection = inspect(&named::model(&args.dir)?)?;
             if args.json { print_json(&inspection) } else { print(&report::inspection(&inspection)) }
         }
         Command::Perplexity(args) => {
             let bar = Bar::new(!args.json)?;
             let windows = Windows { size: args.window, count: args.windows };
             let conditions = Conditions { decode: args.decode, kv: args.kv, bos: args.bos };
-            let measured = perplexity(&args.dir, &args.text, windows, conditions, &bar)?;
+            let measured = perplexity(&named::model(&args.dir)?, &args.text, windows, conditions, &bar)?;
             drop(bar);
             if args.json { print_json(&measured) } else { print(&report::perplexity(&measured)) }
         }
@@ -275,7 +280,7 @@ impl Compress {
             amount,
             command: Some(command_line(&["--out"])),
             force_recipe: self.force_recipe,
-            certified: self.certified,
+            certified: self.certified.as_deref().map(named::model).transpose()?,
             ..Options::new(recipe)
         };
         match self.calibrate.as_deref() {
@@ -288,7 +293,7 @@ impl Compress {
             None => {}
         }
         let bar = Bar::new(!self.json)?;
-        let report = compress(&self.source, &self.out, &options, &bar)?;
+        let report = compress(&named::original(&self.source)?, &self.out, &options, &bar)?;
         drop(bar);
         if self.json {
             let mut json = serde_json::to_value(&report)?;

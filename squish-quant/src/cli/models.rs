@@ -6,6 +6,7 @@ use clap::Args;
 use squish_hub::{
     Catalog, Hub,
     catalog::{CONTEXT, Model, Variant},
+    ollama,
     store::{self, gigabytes},
 };
 use std::fmt::Write;
@@ -46,15 +47,14 @@ impl List {
                 line(&format!("{}-bf16", model.name), &dir.display().to_string());
             }
         }
-        for name in store_of_ollama() {
-            line(&format!("ollama:{name}"), "not readable: GGUF");
+        if let Some(store) = ollama::store() {
+            for name in ollama::list(&store) {
+                let what = ollama::refusal(&store, &name);
+                line(&format!("ollama:{name}"), what.as_deref().unwrap_or("can be used by this name"));
+            }
         }
         print(&text)
     }
-}
-
-fn store_of_ollama() -> Vec<String> {
-    squish_hub::ollama::store().map(|store| squish_hub::ollama::list(&store)).unwrap_or_default()
 }
 
 /// Print what is known of a model of the catalog; sizes are predicted from its shape.

@@ -13,7 +13,7 @@ use std::{fmt::Write, path::Path};
 ///
 /// Exit code 0 where nothing is wrong, 2 where something is, 1 where it could not look. docs/security.md says what is refused.
 ///
-/// With --json, of a repository: safe, refused (why, or null), would_fetch, never_fetched (names). Of a path: safe, files (each name and role: safetensors, json, text or ignored), findings: each file (members of archives after a
+/// With --json, of a repository: safe, refused (why, or null), unlisted (why there is no list of its files, or null), would_fetch, never_fetched (names). Of a path: safe, files (each name and role: safetensors, json, text or ignored), findings: each file (members of archives after a
 /// `!`), danger (pickle, object_array, lambda, executable, opaque, mismatch, bounds), detail, globals (what a pickle would import).
 #[derive(Debug, Args)]
 pub struct Scan {
@@ -75,10 +75,11 @@ impl Scan {
         let names =
             |l: &squish_hub::hub::Listing| l.fetched.iter().map(|f| f.name.clone()).collect::<Vec<_>>();
         let fetched = listing.as_ref().map(names).unwrap_or_default();
+        let unlisted = listing.as_ref().and_then(|l| l.unlisted.clone());
         let pickled = listing.map(|l| l.pickled).unwrap_or_default();
         if self.json {
             print_json(&serde_json::json!({
-                "safe": refused.is_none(), "refused": refused, "would_fetch": fetched, "never_fetched": pickled,
+                "safe": refused.is_none(), "refused": refused, "unlisted": unlisted, "would_fetch": fetched, "never_fetched": pickled,
             }))?;
         } else {
             let mut text = String::new();
@@ -88,6 +89,9 @@ impl Scan {
                 }
             }
             print(&text)?;
+            unlisted
+                .iter()
+                .for_each(|why| eprintln!("warning: {}", why.replace(char::is_control, "\u{fffd}")));
         }
         refused.map_or(Ok(()), |reason| Err(Refused(reason).into()))
     }

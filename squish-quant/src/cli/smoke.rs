@@ -1,6 +1,6 @@
 //! `squish-quant smoke`.
 
-use super::{print, print_json, progress::Bar};
+use super::{named, print, print_json, progress::Bar};
 use anyhow::{Result, bail};
 use clap::Args;
 use squish_quant::eval::smoke;
@@ -15,7 +15,7 @@ use std::{fmt::Write, path::PathBuf};
 /// text, tokens, repetition (of the longest run that repeats itself: tokens, period; null without one).
 #[derive(Debug, Args)]
 pub struct Smoke {
-    /// A checkpoint directory, squished or original.
+    /// A checkpoint directory, squished or original, or a name (`list`).
     dir: PathBuf,
     /// Most tokens of an answer.
     #[arg(long, default_value_t = 128)]
@@ -31,7 +31,7 @@ impl Smoke {
             bail!("--tokens is 0, expected at least 1");
         }
         let bar = Bar::new(!self.json)?;
-        let smoke = smoke(&self.dir, self.tokens, &bar)?;
+        let smoke = smoke(&named::model(&self.dir)?, self.tokens, &bar)?;
         drop(bar);
         if self.json {
             print_json(&smoke)?;

@@ -1,6 +1,6 @@
 //! `squish-quant synth`.
 
-use super::{print, print_json, progress::Bar, report};
+use super::{named, print, print_json, progress::Bar, report};
 use anyhow::{Result, bail};
 use clap::Args;
 use squish_quant::{Recipe, Synthetic, peak_memory};
@@ -17,7 +17,7 @@ use std::path::PathBuf;
 /// resident set; null where the system does not say).
 #[derive(Debug, Args)]
 pub struct Synth {
-    /// A model's config.json, or a directory with one; of a directory, tokenizer files are copied as well.
+    /// A model's config.json, or a directory with one, or a name; of a directory, tokenizer files are copied as well.
     #[arg(long)]
     config: PathBuf,
     /// The directory to write; it must be absent or empty.
@@ -51,9 +51,9 @@ impl Synth {
             _ => {}
         }
         let target_bits = self.target_bpw.filter(|bits| *bits > 0.0);
+        let config = if self.config.is_file() { self.config } else { named::original(&self.config)? };
         let bar = Bar::new(!self.json)?;
-        let report =
-            Synthetic { recipe, target_bits, seed: self.seed }.write(&self.config, &self.out, &bar)?;
+        let report = Synthetic { recipe, target_bits, seed: self.seed }.write(&config, &self.out, &bar)?;
         drop(bar);
         if self.json {
             let mut json = serde_json::to_value(&report)?;

@@ -2,6 +2,7 @@
 
 use crate::{Error, Result, output::io_error};
 use serde::Deserialize;
+use squish_models::checkpoint::text_file;
 use std::path::{Path, PathBuf};
 use tokenizers::Tokenizer;
 
@@ -37,7 +38,7 @@ impl Encoder {
     /// [`Error::Io`] or [`Error::Tokenizer`].
     pub fn from_dir(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        let bytes = std::fs::read(&path).map_err(io_error(&path))?;
+        let bytes = text_file::read(&path).map_err(io_error(&path))?;
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(refuse(&path))?;
         // Settings for training batches, which would cut or pad a text.
         tokenizer.with_truncation(None).map_err(refuse(&path))?;
@@ -83,7 +84,7 @@ impl Encoder {
 /// The text of the BOS token, if `tokenizer_config.json` asks for one.
 fn bos(dir: &Path) -> Result<Option<String>> {
     let path = dir.join("tokenizer_config.json");
-    let config: Config = match std::fs::read(&path) {
+    let config: Config = match text_file::read(&path) {
         Ok(bytes) => serde_json::from_slice(&bytes).map_err(|e| refuse(&path)(e.into()))?,
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Config::default(),
         Err(e) => return Err(io_error(&path)(e)),

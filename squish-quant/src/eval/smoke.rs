@@ -13,7 +13,7 @@ use crate::{Error, Progress, Result, output::io_error};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde::Serialize;
 use serde_json::Value;
-use squish_models::{Device, Model, Session};
+use squish_models::{Device, Model, Session, checkpoint::text_file};
 use std::path::Path;
 
 /// The prompts.
@@ -211,7 +211,7 @@ fn repetition(tokens: &[u32]) -> Option<Repetition> {
 fn end_tokens(dir: &Path) -> Result<Vec<u32>> {
     for name in ["generation_config.json", "config.json"] {
         let path = dir.join(name);
-        let text = match std::fs::read(&path) {
+        let text = match text_file::read(&path) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
             Err(e) => return Err(io_error(&path)(e)),
