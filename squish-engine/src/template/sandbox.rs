@@ -28,7 +28,7 @@ const MOST_WIDTH: u64 = 1024;
 const MOST_DEPTH: usize = 64;
 /// Stack of the thread: 600 bytes for each step that could add a level to a value.
 const STACK: usize = 256 << 20;
-/// How long a rendering may take. Nothing that the fuel pays for takes a tenth of it.
+/// How long a rendering may take, for what the fuel does not see.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Sets the limits of an environment, and what a rendering of `input` bytes may cost.
