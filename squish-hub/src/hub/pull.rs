@@ -59,6 +59,10 @@ impl Transfer for Group<'_> {
         self.inner.at(file, done, total);
     }
 
+    fn warn(&self, text: &str) {
+        self.inner.warn(text);
+    }
+
     fn cancelled(&self) -> bool {
         self.failed.load(Ordering::Relaxed) || self.inner.cancelled()
     }

@@ -94,6 +94,7 @@ impl Staging {
     /// # Errors
     /// As [`Hub::pull`].
     pub fn whole(&self, transfer: &dyn Transfer) -> Result<PathBuf> {
+        self.listing.unlisted.iter().for_each(|text| transfer.warn(text));
         let files = &self.listing.fetched;
         self.hub.check_disk(&self.dir, files)?;
         self.hub.download_all(&self.dir, &self.repository, &self.listing.commit, files, transfer)?;
@@ -129,6 +130,7 @@ impl Staging {
     /// # Errors
     /// As [`Hub::pull`].
     pub fn outline(&self, transfer: &dyn Transfer) -> Result<(PathBuf, Vec<RemoteFile>)> {
+        self.listing.unlisted.iter().for_each(|text| transfer.warn(text));
         let is_weights = |file: &&RemoteFile| file.name.ends_with(".safetensors");
         let (_, small): (Vec<_>, Vec<_>) = self.listing.fetched.iter().partition(is_weights);
         let small: Vec<_> = small.into_iter().cloned().collect();

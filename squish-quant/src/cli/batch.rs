@@ -3,6 +3,7 @@
 use super::{
     batch_list::{Task, tasks},
     eval::Eval,
+    named,
     obtain::{Obtained, Wish, obtain},
     print, print_json,
     progress::{Bars, interrupted},
@@ -101,7 +102,7 @@ impl Task {
         });
         let dir = outcome.dir.clone().unwrap_or_default();
         outcome.step("smoke", || {
-            let smoke = smoke(&dir, self.tokens, bars)?;
+            let smoke = smoke(&named::model(&dir)?, self.tokens, bars)?;
             match smoke.fault {
                 Some(fault) => bail!("{fault}"),
                 None => Ok((Status::Done, format!("{:.2} nats per token", smoke.prompt_nll), None)),

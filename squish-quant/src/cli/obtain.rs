@@ -6,6 +6,7 @@ use serde::Serialize;
 use squish_hub::{
     Hub, Name,
     catalog::{Model, Variant},
+    ollama,
     store::{self, Resolution, resolve},
 };
 use squish_models::Checkpoint;
@@ -84,9 +85,8 @@ pub fn obtain(wish: &Wish, home: &Path, hub: &Hub, bars: &Bars) -> Result<Obtain
         }
         Name::Directory(dir) => bail!("{} is here already; `compress` squishes it", dir.display()),
         Name::Ollama(name) => {
-            return Err(
-                squish_hub::ollama::explain(&squish_hub::ollama::store().unwrap_or_default(), &name).into()
-            );
+            let dir = ollama::import(&ollama::store().unwrap_or_default(), &name, home).map_err(refused)?;
+            bail!("{} is here already; `compress` squishes it", dir.display())
         }
     };
     let variant = model.as_ref().map(|(_, variant)| *variant);

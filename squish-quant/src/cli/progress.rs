@@ -126,6 +126,11 @@ impl Transfer for Bars {
         }
     }
 
+    fn warn(&self, text: &str) {
+        let line = format!("warning: {}", text.replace(char::is_control, "\u{fffd}"));
+        self.all.suspend(|| eprintln!("{line}"));
+    }
+
     fn cancelled(&self) -> bool {
         interrupted()
     }

@@ -1,6 +1,6 @@
 //! `squish-quant push`.
 
-use super::{print, print_json, progress::Bars, scan::Refused};
+use super::{named, print, print_json, progress::Bars, scan::Refused};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
@@ -26,7 +26,7 @@ const CARD: &str = "README.md";
 /// With --json: repository, created, commit (null where nothing was to do, and with --dry-run), sent (each name, bytes), same, removed (names), sent_bytes, seconds.
 #[derive(Debug, Args)]
 pub struct Push {
-    /// A directory with a squished checkpoint.
+    /// A directory with a squished checkpoint, or its name (`list`).
     dir: PathBuf,
     /// hf:organisation/name
     to: String,
@@ -72,7 +72,7 @@ impl Push {
         let bars = Bars::new(!self.json)?;
         let how =
             Conditions { dry_run: self.dry_run, private: self.private, licence: self.licence.as_deref() };
-        let pushed = push(&self.dir, &repository, &how, &Hub::from_env(), &bars)?;
+        let pushed = push(&named::model(&self.dir)?, &repository, &how, &Hub::from_env(), &bars)?;
         drop(bars);
         if self.json { print_json(&pushed) } else { print(&pushed.text(self.dry_run)) }
     }
