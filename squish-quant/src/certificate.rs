@@ -73,11 +73,12 @@ fn hexadecimal(hasher: Sha256) -> String {
     hasher.finalize().iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
-/// The last component of a path, `.` and `..` resolved where that is possible.
+/// The last component of a path as it is written, which in a cache may be a link to a file named by its digest; that of what it
+/// leads to where it ends in `..`.
 fn last_component(path: &Path) -> String {
     let resolved = path.canonicalize();
-    let path = resolved.as_deref().unwrap_or(path);
-    path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+    let named = path.file_name().or(resolved.as_deref().ok().and_then(Path::file_name));
+    named.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
 /// The numbers of a measurement, from its JSON object: all but the time it took, and what is absent.
