@@ -140,6 +140,17 @@ fn failures_that_stay() {
 }
 
 #[test]
+fn a_large_file_within_the_commit_is_refused() {
+    let (standin, dir) = (Standin::with(&[]), tempfile::tempdir().unwrap());
+    // Sparse: no byte of it is written.
+    let path = dir.path().join("tokenizer.json");
+    std::fs::File::create(&path).unwrap().set_len((16 << 20) + 1).unwrap();
+    let error = push(&hub(&standin), &[LocalFile { name: "tokenizer.json".into(), path }]).unwrap_err();
+    assert!(matches!(error, Error::Hub { .. }) && error.to_string().contains("tokenizer.json"), "{error}");
+    assert_eq!(standin.asked("POST /api/models/someone/squished/commit"), 0);
+}
+
+#[test]
 fn without_a_token_nothing_is_asked_for() {
     let (standin, dir) = (Standin::with(&[]), tempfile::tempdir().unwrap());
     let mut hub = hub(&standin);

@@ -152,7 +152,10 @@ impl Standin {
             let value = &line["value"];
             let path = value["path"].as_str().unwrap_or_default().to_string();
             match line["key"].as_str().unwrap() {
-                "header" => assert!(i == 0 && value["summary"].is_string()),
+                "header" => {
+                    assert!(i == 0 && value["summary"].is_string());
+                    assert!(files.is_empty() || value["parentCommit"] == super::COMMIT);
+                }
                 "file" => {
                     files.insert(path, STANDARD.decode(value["content"].as_str().unwrap()).unwrap());
                 }

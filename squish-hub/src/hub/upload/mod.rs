@@ -19,6 +19,8 @@ use std::path::{Path, PathBuf};
 
 /// Files of one request, at most.
 const BATCH: usize = 100;
+/// Bytes of a file that goes into the commit itself.
+const MOST_REGULAR: u64 = 16 << 20;
 /// Bytes of a file from which the hub tells what kind it is.
 const SAMPLE: u64 = 512;
 
@@ -52,6 +54,8 @@ pub struct Push {
     /// Names of weights files there that would no longer be part of the checkpoint.
     pub removed: Vec<String>,
     send: Vec<Measured>,
+    /// The commit that it was compared with.
+    parent: Option<String>,
 }
 
 impl Push {
@@ -82,9 +86,13 @@ impl Hub {
             same: Vec::new(),
             removed: Vec::new(),
             send: Vec::new(),
+            parent: None,
         };
         let there = match self.files(repository, "main") {
-            Ok(answer) => answer.siblings,
+            Ok(answer) => {
+                push.parent = Some(answer.sha);
+                answer.siblings
+            }
             Err(Error::NotFound { .. }) => {
                 push.create = true;
                 Vec::new()
@@ -148,8 +156,19 @@ impl Hub {
         for batch in large.chunks(BATCH) {
             self.send_large(&sender, &push.repository, batch, transfer)?;
         }
-        let mut lines = vec![json!({"key": "header", "value": {"summary": summary, "description": ""}})];
+        let mut header = json!({"summary": summary, "description": ""});
+        if let Some(parent) = &push.parent {
+            // What somebody else has committed meanwhile is not overwritten: the hub refuses then.
+            header["parentCommit"] = parent.as_str().into();
+        }
+        let mut lines = vec![json!({"key": "header", "value": header})];
         for file in &small {
+            if file.size > MOST_REGULAR {
+                let url = format!("{}/{}", self.endpoint, push.repository);
+                let reason =
+                    format!("it wants {} within the commit, at most {MOST_REGULAR} bytes are", file.name);
+                return Err(Error::Hub { url, reason });
+            }
             let contents = std::fs::read(&file.path);
             let contents = contents.map_err(|source| Error::Io { path: file.path.clone(), source })?;
             let contents = STANDARD.encode(contents);
