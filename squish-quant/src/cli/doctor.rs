@@ -18,8 +18,8 @@ const LEAST_DISK: u64 = 1_000_000_000;
 
 /// Look at this machine: kernels, memory, disk, models, hub, and which models of the catalog run here.
 ///
-/// Exit code 1 where models cannot run or be stored: the kernels that SQUISH_ISA asks for are not there, nothing can be written below
-/// SQUISH_HOME, or less than 1 GB is free there. A hub that cannot be reached is reported and no failure.
+/// Exit code 1 where models cannot run or be stored: the kernels that SQUISH_ISA asks for are not there, no model of the catalog fits
+/// into the memory that is available, nothing can be written below SQUISH_HOME, or less than 1 GB is free there. A hub that cannot be reached is reported and no failure.
 ///
 /// With --json: problems (what exit code 1 stands for; each one line), isa (in use; null where SQUISH_ISA asks for another), isas (available), cpu_features (those that kernels
 /// ask for; each name and whether it is there), threads, metal (whether there is such a device and this is built for it), memory_bytes and memory_available_bytes (null
@@ -121,6 +121,11 @@ fn runs(memory: u64) -> Vec<Runs> {
     Catalog::built_in().models.iter().filter_map(best).collect()
 }
 
+/// What is wrong where no model runs.
+fn room(runs: Option<&[Runs]>) -> Option<&'static str> {
+    runs?.is_empty().then_some("the memory that is available has room for no model of the catalog")
+}
+
 impl Findings {
     fn gather() -> Self {
         let (home, hub) = (store::home(), Hub::from_env());
@@ -133,6 +138,8 @@ impl Findings {
         if let Some(free) = disk.filter(|free| *free < LEAST_DISK) {
             problems.push(format!("{} free for {}", gigabytes(free), home.display()));
         }
+        let runs = available.or(memory).map(runs);
+        problems.extend(room(runs.as_deref()).map(str::to_owned));
         Self {
             problems,
             isa: kernels.ok().map(|k| k.isa),
@@ -153,7 +160,7 @@ impl Findings {
                 offline: hub.offline,
                 endpoint: hub.endpoint,
             },
-            runs: available.or(memory).map(runs).unwrap_or_default(),
+            runs: runs.unwrap_or_default(),
         }
     }
 
@@ -190,5 +197,16 @@ impl Findings {
             let _ = writeln!(text, "           {name:38} {bytes:>10} of weights, {memory:>10} to run");
         }
         text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_memory_is_a_problem() {
+        assert!(room(Some(&runs(0))).is_some());
+        assert!(room(Some(&runs(u64::MAX))).is_none() && room(None).is_none());
     }
 }
