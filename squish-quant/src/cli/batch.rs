@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use squish_hub::{Hub, Name, store};
-use squish_models::Checkpoint;
-use squish_quant::{Origin, certificate::hash_file, eval::smoke};
+use squish_models::{Checkpoint, Device, Model};
+use squish_quant::{Origin, Windows, certificate::hash_file, eval::smoke};
 use std::{
     fmt::Write,
     path::{Path, PathBuf},
@@ -68,9 +68,10 @@ impl Batch {
     pub fn run(self) -> Result<()> {
         // The whole list is checked before the first, perhaps long, download.
         let tasks = tasks(&self.file)?;
-        let (home, hub, bars) = (store::home(), Hub::from_env(), Bars::new(!self.json)?);
-        let outcomes: Vec<_> = tasks.iter().map(|task| task.run(&home, &hub, &bars)).collect();
-        drop(bars);
+        let (home, hub) = (store::home(), Hub::from_env());
+        // Bars of its own for each, whose total begins at nothing.
+        let run = |task: &Task| Ok(task.run(&home, &hub, &Bars::new(!self.json)?));
+        let outcomes = tasks.iter().map(run).collect::<Result<Vec<_>>>()?;
         let failed = outcomes.iter().filter(|outcome| !outcome.passed).count();
         if self.json {
             print_json(&serde_json::json!({"failed": failed, "models": outcomes}))?;
@@ -128,13 +129,18 @@ impl Task {
         let text = self.text.as_deref().context("`certify` needs `text`")?;
         let data = hash_file(text)?;
         let checkpoint = Checkpoint::open(dir)?;
+        // The text may have fewer windows than are asked for, and has its own number where none is given.
+        let windows = {
+            let model = Model::from_checkpoint(&checkpoint, &Device::Cpu)?;
+            Windows { size: self.window, count: self.windows }.read(dir, model.config(), text)?.len()
+        };
         let stated = |task: &&String| {
             let measurements = checkpoint.certificate().map(|certificate| &certificate.measurements);
             let same = |values: &std::collections::BTreeMap<String, serde_json::Number>| {
                 let is = |name: &str, wanted: usize| {
                     values.get(name).and_then(|v| v.as_u64()) == Some(wanted as u64)
                 };
-                is("window", self.window) && self.windows.is_none_or(|windows| is("windows", windows))
+                is("window", self.window) && is("windows", windows)
             };
             measurements.into_iter().flatten().any(|m| m.what == **task && m.data == data && same(&m.values))
         };
