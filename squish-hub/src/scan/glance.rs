@@ -36,11 +36,10 @@ pub fn glance(dir: &Path) -> Result<()> {
         }
     }
     let entries = std::fs::read_dir(dir).map_err(|source| Error::Io { path: dir.into(), source })?;
-    for entry in entries.flatten().take(MOST_WEIGHTS) {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.ends_with(".safetensors") {
-            judge(&entry.path(), look(&name, &entry.path())?)?;
-        }
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    for name in names.filter(|name| name.ends_with(".safetensors")).take(MOST_WEIGHTS) {
+        let file = dir.join(&name);
+        judge(&file, look(&name, &file)?)?;
     }
     Ok(())
 }
@@ -135,6 +134,11 @@ mod tests {
         for text in ["{\"a\": 1}", " [1]", "", "(", "not JSON at all"] {
             assert_eq!(refused("config.json", text.as_bytes()), None, "{text}");
         }
+        // Other files do not count, however many they are.
+        let dir = tempfile::tempdir().unwrap();
+        (0..=MOST_WEIGHTS).for_each(|i| drop(File::create(dir.path().join(i.to_string())).unwrap()));
+        std::fs::write(dir.path().join("model.safetensors"), b"\x80\x02N.").unwrap();
+        assert!(glance(dir.path()).is_err());
         // Beside them lies what no loader opens: another tool's business, and the scanner's.
         assert_eq!(refused("pytorch_model.bin", b"\x80\x04cposix\nsystem\n."), None);
     }
