@@ -80,6 +80,11 @@ impl ChatTemplate {
             let (bytes, most) = (source.len(), sandbox::MOST_SOURCE);
             return Err(Error::Template { message: format!("{bytes} bytes, at most {most} are read") });
         }
+        // A name that a template gives a value of its own would be found before the check.
+        if source.contains(assignments::KEPT) {
+            let message = format!("the name {} is reserved", assignments::KEPT);
+            return Err(Error::Template { message });
+        }
         let added = self.environment.add_template_owned(name, assignments::checked(&source));
         added.map_err(|e| template_error(&e))
     }
