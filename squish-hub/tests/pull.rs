@@ -77,6 +77,13 @@ fn a_repository_is_pulled_once() {
     check(&hub.pull(REPOSITORY, "main", &Silent).unwrap().dir);
     assert_eq!(standin.log.lock().unwrap().len(), log.len() + 1);
     assert!(matches!(hub.pull("tests/other", "main", &Silent), Err(Error::Offline { .. })));
+    // What becomes part of paths is looked at, wherever it is from.
+    for offline in [true, false] {
+        hub.offline = offline;
+        let error = hub.pull(REPOSITORY, "../../../x", &Silent).unwrap_err();
+        assert!(matches!(error, Error::Repository { .. }), "{error}");
+    }
+    assert_eq!(standin.log.lock().unwrap().len(), log.len() + 1);
 }
 
 #[test]

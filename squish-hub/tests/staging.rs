@@ -6,7 +6,7 @@ mod standin;
 use proptest::prelude::*;
 use squish_hub::{
     Error, Hub,
-    hub::{Silent, Timing},
+    hub::{Silent, Timing, Transfer},
 };
 use standin::Standin;
 use std::{fs, path::Path, time::Duration};
@@ -90,6 +90,7 @@ fn what_the_shared_cache_has_is_used_and_stays() {
     let asked = standin.asked("/storage/");
     let staging = hub.stage(REPOSITORY, "main", &dir.path().join("work")).unwrap();
     let (_, weights) = staging.outline(&Silent).unwrap();
+    assert!(weights.iter().all(|file| staging.missing(file) == 0), "room is asked for what is only linked");
     let headers = standin.asked("/storage/") - asked;
     for file in &weights {
         assert_eq!(fs::read(staging.bring(file, &Silent).unwrap()).unwrap(), bytes_of(&file.name));
@@ -97,6 +98,37 @@ fn what_the_shared_cache_has_is_used_and_stays() {
     }
     assert_eq!(standin.asked("/storage/"), asked + headers, "weights are fetched again");
     assert_eq!(fs::read(pulled.dir.join(FIRST)).unwrap(), bytes_of(FIRST));
+}
+
+#[test]
+fn what_the_shared_cache_has_is_looked_at() {
+    let (standin, dir) = (Standin::new(&files()), tempfile::tempdir().unwrap());
+    let hub = hub(&standin, &dir.path().join("cache"));
+    let pulled = hub.pull(REPOSITORY, "main", &Silent).unwrap();
+    // Of the same length, and other bytes.
+    let mut damaged = bytes_of(FIRST);
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(pulled.dir.join(FIRST).canonicalize().unwrap(), damaged).unwrap();
+    let staging = hub.stage(REPOSITORY, "main", &dir.path().join("work")).unwrap();
+    let path = staging.bring(staging.file(FIRST).unwrap(), &Silent).unwrap();
+    assert!(fs::read(path).unwrap() == bytes_of(FIRST));
+}
+
+#[test]
+fn an_outline_ends_when_it_is_told_to() {
+    struct Cancelled;
+    impl Transfer for Cancelled {
+        fn cancelled(&self) -> bool {
+            true
+        }
+    }
+    let (standin, dir) = (Standin::new(&files()), tempfile::tempdir().unwrap());
+    let staging = hub(&standin, dir.path()).stage(REPOSITORY, "main", &dir.path().join("work")).unwrap();
+    for name in ["config.json", "model.safetensors.index.json"] {
+        staging.small(name, &Silent).unwrap();
+    }
+    assert!(matches!(staging.outline(&Cancelled), Err(Error::Cancelled)));
+    assert_eq!(standin.asked("/storage/"), 0);
 }
 
 #[test]

@@ -19,18 +19,29 @@ fn weights(data: &[u8]) -> Vec<u8> {
 
 /// A hub without an API; returns its address.
 fn serve(files: &[(&str, Vec<u8>)], api: u16) -> String {
+    failing(files, api, &[])
+}
+
+/// As [`serve`], with files for which another status is answered, as often as they are named.
+fn failing(files: &[(&str, Vec<u8>)], api: u16, statuses: &[(&str, u16)]) -> String {
+    let mut statuses: Vec<_> = statuses.iter().map(|(name, status)| (name.to_string(), *status)).collect();
     let files: BTreeMap<String, Vec<u8>> = files.iter().map(|(n, b)| (n.to_string(), b.clone())).collect();
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {
-            let _ = answer(stream, &files, api);
+            let _ = answer(stream, &files, api, &mut statuses);
         }
     });
     address
 }
 
-fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, api: u16) -> std::io::Result<()> {
+fn answer(
+    mut stream: TcpStream,
+    files: &BTreeMap<String, Vec<u8>>,
+    api: u16,
+    statuses: &mut Vec<(String, u16)>,
+) -> std::io::Result<()> {
     let mut line = String::new();
     let mut reader = BufReader::new(stream.try_clone()?);
     reader.read_line(&mut line)?;
@@ -41,8 +52,11 @@ fn answer(mut stream: TcpStream, files: &BTreeMap<String, Vec<u8>>, api: u16) ->
     let (method, path) = line.split_once(' ').unwrap_or_default();
     let path = path.split(' ').next().unwrap_or_default();
     let file = path.split_once("/resolve/").and_then(|(_, rest)| files.get(rest.split_once('/')?.1));
+    let failing = statuses.iter().position(|(name, _)| path.ends_with(name));
     let status = if path.starts_with("/api/") {
         api
+    } else if let Some(at) = failing {
+        statuses.remove(at).1
     } else if file.is_some() {
         200
     } else {
@@ -74,7 +88,8 @@ fn hub(address: &str, cache: &std::path::Path) -> Hub {
 #[test]
 fn what_is_not_listed_is_asked_for_by_name() {
     let index = r#"{"weight_map": {"w": "model-00001-of-00001.safetensors", "x": "../../etc/passwd"}}"#;
-    for status in [401, 403, 404, 503] {
+    // 200: an answer that is no list, as proxies give it.
+    for status in [200, 401, 403, 404, 503] {
         for sharded in [false, true] {
             let mut files = vec![("config.json", b"{}".to_vec()), ("tokenizer.json", b"{}".to_vec())];
             if sharded {
@@ -93,6 +108,28 @@ fn what_is_not_listed_is_asked_for_by_name() {
             assert!(warnings.len() == 1 && warnings[0].contains("no list of files"), "{warnings:?}");
         }
     }
+}
+
+#[test]
+fn failures_are_told_from_what_is_not_there() {
+    let index = r#"{"weight_map": {"w": "a.safetensors", "x": "b.safetensors"}}"#;
+    let files = [
+        ("config.json", b"{}".to_vec()),
+        ("tokenizer.json", b"{}".to_vec()),
+        ("model.safetensors.index.json", index.into()),
+        ("a.safetensors", weights(&[1; 64])),
+        ("b.safetensors", weights(&[2; 64])),
+    ];
+    let pull = |files: &[_], statuses: &[_]| {
+        let cache = tempfile::tempdir().unwrap();
+        let hub = hub(&failing(files, 403, statuses), cache.path());
+        let pulled = hub.pull("org/name", "main", &Warnings::default());
+        pulled.map(|pulled| pulled.dir.join("tokenizer.json").is_file())
+    };
+    let busy = ("tokenizer.json", 503);
+    assert!(pull(&files, &[busy]).unwrap());
+    assert!(matches!(pull(&files, &[busy, busy]), Err(Error::Hub { .. })));
+    assert!(matches!(pull(&files[..4], &[]), Err(Error::NotFound { .. })));
 }
 
 #[test]

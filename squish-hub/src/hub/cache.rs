@@ -6,8 +6,8 @@
 //!                            snapshots/COMMIT/FILE     a link to a blob
 //! ```
 
-use super::{Hub, RemoteFile};
-use crate::{Error, Result};
+use super::{Hub, RemoteFile, digest};
+use crate::{Error, Result, name, scan};
 use std::path::{Path, PathBuf};
 
 impl Hub {
@@ -35,23 +35,49 @@ impl Hub {
     /// The directory of a revision that is completely in the cache: the configuration and all weights files that the index
     /// names. Links are made only when every file has been checked.
     pub fn cached(&self, repository: &str, revision: &str) -> Option<PathBuf> {
+        name::check_repository(repository).and(name::check_revision(revision)).ok()?;
         let dir = self.repository_dir(repository);
         let commit = std::fs::read_to_string(dir.join("refs").join(revision)).ok();
         let commit = commit.as_deref().map_or(revision, str::trim);
         // A commit becomes part of a path, so it must be one.
-        if !crate::name::is_relative_file(commit) {
+        if !name::is_relative_file(commit) {
             return None;
         }
         let snapshot = dir.join("snapshots").join(commit);
         is_complete(&snapshot).then_some(snapshot)
     }
 
-    /// Links a blob into the directory of a repository from the cache beside this one, where it is there.
-    pub(super) fn borrow(&self, dir: &Path, etag: &str) -> bool {
-        let Some(beside) = &self.beside else { return false };
-        let blob = beside.join(dir.file_name().unwrap_or_default()).join("blobs").join(etag);
-        let Ok(blob) = blob.canonicalize() else { return false };
-        blob.is_file() && symlink(&blob, &dir.join("blobs").join(etag)).is_ok()
+    /// The blob of a file in the cache beside this one, where it is there in its full length.
+    fn lent(&self, dir: &Path, file: &RemoteFile) -> Option<PathBuf> {
+        let beside = self.beside.as_ref()?.join(dir.file_name()?);
+        let blob = beside.join("blobs").join(&file.etag).canonicalize().ok()?;
+        let found = std::fs::metadata(&blob).ok().filter(std::fs::Metadata::is_file)?;
+        file.size.is_none_or(|size| size == found.len()).then_some(blob)
+    }
+
+    /// Links a blob into the directory of a repository from the cache beside this one, where it is there. Others write into that
+    /// cache, so it is looked at as if it had just come; `false` where it is not what the hub says.
+    ///
+    /// # Errors
+    /// [`Error::Unsafe`], [`Error::Io`].
+    pub(super) fn borrow(&self, dir: &Path, file: &RemoteFile) -> Result<bool> {
+        let Some(blob) = self.lent(dir, file) else { return Ok(false) };
+        if digest::of_file(&blob, &file.etag)?.as_ref() != Some(&file.etag) {
+            return Ok(false);
+        }
+        scan::check_file(&file.name, &blob)?;
+        Ok(symlink(&blob, &dir.join("blobs").join(&file.etag)).is_ok())
+    }
+
+    /// Bytes of a file that are neither in the directory of its repository nor lent by the cache beside.
+    pub(super) fn missing(&self, dir: &Path, file: &RemoteFile) -> u64 {
+        let size = |path: PathBuf| std::fs::metadata(path).map_or(0, |found| found.len());
+        let blob = |name: &str| size(dir.join("blobs").join(name));
+        let here = blob(&file.etag).max(blob(&format!("{}.incomplete", file.etag)));
+        match self.lent(dir, file) {
+            Some(_) => 0,
+            None => file.size.unwrap_or(0).saturating_sub(here),
+        }
     }
 }
 
@@ -65,7 +91,7 @@ fn is_complete(dir: &Path) -> bool {
     };
     let Ok(index) = serde_json::from_slice::<serde_json::Value>(&index) else { return false };
     let Some(map) = index["weight_map"].as_object().filter(|map| !map.is_empty()) else { return false };
-    let there = |file: &str| crate::name::is_relative_file(file) && dir.join(file).is_file();
+    let there = |file: &str| name::is_relative_file(file) && dir.join(file).is_file();
     map.values().all(|file| file.as_str().is_some_and(there))
 }
 

@@ -39,7 +39,7 @@ impl Hub {
         let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&lock_path);
         let lock = lock.map_err(io(&lock_path))?;
         lock.lock().map_err(io(&lock_path))?;
-        if blob.is_file() || self.borrow(dir, &remote.etag) {
+        if blob.is_file() || self.borrow(dir, remote)? {
             transfer.at(&remote.name, remote.size.unwrap_or(0), remote.size);
             return Ok(());
         }
@@ -61,10 +61,9 @@ impl Hub {
                 }
             }
         }
-        let contents = crate::scan::scan_file(&remote.name, &part)?;
-        if let Some(finding) = contents.findings.first() {
+        if let Err(error) = crate::scan::check_file(&remote.name, &part) {
             let _ = std::fs::remove_file(&part);
-            return Err(Error::Unsafe { what: finding.file.clone(), reason: finding.detail.clone() });
+            return Err(error);
         }
         std::fs::rename(&part, &blob).map_err(io(&blob))
     }

@@ -104,6 +104,7 @@ impl Hub {
     /// Asks for the list of a revision's files.
     fn request_files(&self, repository: &str, revision: &str) -> Result<Response<Body>> {
         crate::name::check_repository(repository)?;
+        crate::name::check_revision(revision)?;
         let revision = revision.replace('/', "%2F");
         let url = format!("{}/api/models/{repository}/revision/{revision}?blobs=true", self.endpoint);
         self.request(&self.agent(), &url)
@@ -133,12 +134,17 @@ impl Hub {
     /// # Errors
     /// [`Error::Unsafe`] where it offers weights as pickled data only; those of a request.
     pub fn listing(&self, repository: &str, revision: &str) -> Result<Listing> {
-        let answer = match self.request_files(repository, revision) {
+        match self.listed(repository, revision) {
             Err(e @ (Error::Unauthorised { .. } | Error::NotFound { .. } | Error::Hub { .. })) => {
-                return self.unlisted(repository, revision, e);
+                self.unlisted(repository, revision, e)
             }
-            answer => self.read_files(repository, answer?)?,
-        };
+            listing => listing,
+        }
+    }
+
+    /// What the hub's list says.
+    fn listed(&self, repository: &str, revision: &str) -> Result<Listing> {
+        let answer = self.files(repository, revision)?;
         let mut listing =
             Listing { commit: answer.sha, fetched: Vec::new(), pickled: Vec::new(), unlisted: None };
         for file in answer.siblings {

@@ -76,6 +76,8 @@ impl Hub {
     /// Those of [`listing`](Self::listing); [`Error::DiskFull`], [`Error::Checksum`], [`Error::Unsafe`],
     /// [`Error::Cancelled`], [`Error::Io`].
     pub fn pull(&self, repository: &str, revision: &str, transfer: &dyn Transfer) -> Result<Pulled> {
+        // It may come from a file of the model, and becomes part of paths.
+        crate::name::check_revision(revision)?;
         if self.offline {
             let Some(dir) = self.cached(repository, revision) else {
                 return Err(Error::Offline { url: format!("{}/{repository}", self.endpoint) });
@@ -143,13 +145,7 @@ impl Hub {
 
     /// Whether the disk has room for what is not there yet.
     pub(super) fn check_disk(&self, dir: &Path, files: &[RemoteFile]) -> Result<()> {
-        let size = |path: PathBuf| std::fs::metadata(path).map(|m| m.len()).unwrap_or(0);
-        let mut needed = 0u64;
-        for file in files {
-            let blob = dir.join("blobs").join(&file.etag);
-            let here = size(blob.clone()).max(size(blob.with_file_name(format!("{}.incomplete", file.etag))));
-            needed = needed.saturating_add(file.size.unwrap_or(0).saturating_sub(here));
-        }
+        let needed = files.iter().map(|file| self.missing(dir, file)).fold(0, u64::saturating_add);
         let Ok(available) = fs4::available_space(dir) else { return Ok(()) };
         if needed > 0 && needed.saturating_add(self.reserve) > available {
             return Err(Error::DiskFull { path: dir.into(), needed, available });

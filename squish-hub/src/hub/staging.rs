@@ -141,6 +141,9 @@ impl Staging {
         let outline = self.dir.join(&folder);
         std::fs::create_dir_all(&outline).map_err(|source| Error::Io { path: outline.clone(), source })?;
         for file in &weights {
+            if transfer.cancelled() {
+                return Err(Error::Cancelled);
+            }
             let path = outline.join(&file.name);
             let size = file.size.ok_or_else(|| self.refuse(file, "the hub does not say how long it is"))?;
             if std::fs::metadata(&path).is_ok_and(|found| found.len() == size) {
@@ -171,10 +174,7 @@ impl Staging {
 
     /// Bytes of a file that are not on the disk yet.
     pub fn missing(&self, file: &RemoteFile) -> u64 {
-        let size = |path: PathBuf| std::fs::metadata(path).map_or(0, |found| found.len());
-        let here =
-            size(self.blob(file)).max(size(self.dir.join("blobs").join(format!("{}.incomplete", file.etag))));
-        file.size.unwrap_or(0).saturating_sub(here)
+        self.hub.missing(&self.dir, file)
     }
 
     /// Brings one weights file, checked as every file is.
@@ -204,6 +204,14 @@ impl Staging {
             }
         }
         Ok(())
+    }
+
+    /// Removes all that has come of this repository.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn clear(self) -> Result<()> {
+        std::fs::remove_dir_all(&self.dir).map_err(|source| Error::Io { path: self.dir, source })
     }
 
     fn url(&self, file: &RemoteFile) -> String {

@@ -1,7 +1,11 @@
 //! Repositories whose list of files is not to be had: private ones, gated ones, hubs behind a firewall that lets files through and
 //! nothing else. Their files are asked for by name, and what they are is left to the second layer: the digest, and the scan of every byte.
 
-use super::{Hub, Listing, RemoteFile, listing::PLAIN};
+use super::{
+    Hub, Listing, RemoteFile,
+    client::Attempt,
+    listing::{PLAIN, is_hash},
+};
 use crate::{Error, Result};
 use ureq::{Agent, Body, http::Response};
 
@@ -11,11 +15,19 @@ const MOST_SHARDS: usize = 1000;
 const MOST_INDEX: u64 = 16 << 20;
 const INDEX: &str = "model.safetensors.index.json";
 
+/// What the headers of an answer say of a file.
+struct Stated {
+    commit: String,
+    etag: String,
+    size: Option<u64>,
+}
+
 impl Hub {
     /// What a repository holds of the files that a checkpoint may need, and why it is asked for in this way.
     ///
     /// # Errors
-    /// `why` itself where the files are not to be had either, or nothing names their contents.
+    /// `why` itself where the configuration is not to be had either, or no weights; [`Error::NotFound`] for weights that the index
+    /// names, [`Error::Hub`] where the hub fails or nothing says what a file holds.
     pub(super) fn unlisted(&self, repository: &str, revision: &str, why: Error) -> Result<Listing> {
         // Redirects are not followed: the answers that lead to storage carry the headers.
         let agent: Agent = Agent::config_builder()
@@ -29,21 +41,37 @@ impl Hub {
             .build()
             .into();
         let base = format!("{}/{repository}/resolve/{}", self.endpoint, revision.replace('/', "%2F"));
-        let ask = |name: &str| self.head(&agent, &format!("{base}/{name}"));
-        let Some((commit, _, _)) = ask("config.json") else { return Err(why) };
-        let mut listing = Listing { commit, fetched: Vec::new(), pickled: Vec::new(), unlisted: None };
-        let mut names: Vec<String> = PLAIN.iter().map(ToString::to_string).collect();
-        names.push("model.safetensors".into());
-        if ask(INDEX).is_some() {
-            names.extend(self.shards(repository, &listing.commit)?);
+        let url = |name: &str| format!("{base}/{name}");
+        // Once: a hub that has just failed would be waited for a second time.
+        let first = match self.head(&agent, &url("config.json")) {
+            Ok(Attempt::Answer(response)) => stated(&response),
+            _ => None,
+        };
+        let Some(Stated { commit, .. }) = first else { return Err(why) };
+        let ask = |name: &str| {
+            let response = match self.insist(|| self.head(&agent, &url(name))) {
+                Err(Error::NotFound { .. } | Error::Unauthorised { .. }) => return Ok(None),
+                response => response?,
+            };
+            let refuse = |reason: &str| Error::Hub { url: url(name), reason: reason.into() };
+            let Stated { commit: found, etag, size } =
+                stated(&response).ok_or_else(|| refuse("the answer names no commit, or no digest"))?;
+            if found != commit {
+                return Err(refuse("the revision changed while its files were asked for"));
+            }
+            Ok(Some(RemoteFile { name: name.into(), size, etag }))
+        };
+        let mut listing =
+            Listing { commit: commit.clone(), fetched: Vec::new(), pickled: Vec::new(), unlisted: None };
+        for name in PLAIN.iter().chain(&["model.safetensors"]) {
+            listing.fetched.extend(ask(name)?);
         }
-        for name in names {
-            if let Some((commit, etag, size)) = ask(&name) {
-                if commit != listing.commit {
-                    let reason = "the revision changed while its files were asked for".into();
-                    return Err(Error::Hub { url: format!("{base}/{name}"), reason });
+        if listing.fetched.iter().any(|file| file.name == INDEX) {
+            for name in self.shards(repository, &commit)? {
+                if listing.fetched.iter().all(|file| file.name != name) {
+                    let missing = || Error::NotFound { url: url(&name) };
+                    listing.fetched.push(ask(&name)?.ok_or_else(missing)?);
                 }
-                listing.fetched.push(RemoteFile { name, size, etag });
             }
         }
         if !listing.fetched.iter().any(|file| file.name.ends_with(".safetensors")) {
@@ -55,22 +83,13 @@ impl Hub {
         Ok(listing)
     }
 
-    /// Commit, digest and size of a file, by one request; `None` where it is not there, or nothing says what it holds.
-    fn head(&self, agent: &Agent, url: &str) -> Option<(String, String, Option<u64>)> {
+    /// One attempt at the headers of a file.
+    fn head(&self, agent: &Agent, url: &str) -> Result<Attempt> {
         let mut request = agent.head(url);
-        if let Some(token) = &self.token {
-            request = request.header("authorization", format!("Bearer {token}"));
+        if let Some(token) = self.bearer() {
+            request = request.header("authorization", token);
         }
-        let response = request.call().ok()?;
-        if !matches!(response.status().as_u16(), 200 | 301 | 302 | 303 | 307 | 308) {
-            return None;
-        }
-        let header = |name: &str| response.headers().get(name)?.to_str().ok().map(str::to_owned);
-        let etag = header("x-linked-etag").or_else(|| header("etag"))?;
-        let etag = etag.trim_start_matches("W/").trim_matches('"').to_ascii_lowercase();
-        let commit = header("x-repo-commit")?;
-        let size = header("x-linked-size").or_else(|| length(&response)).and_then(|size| size.parse().ok());
-        (super::listing::is_hash(&commit) && super::listing::is_hash(&etag)).then_some((commit, etag, size))
+        self.judge(url, request.call(), |status| matches!(status, 200 | 301 | 302 | 303 | 307 | 308))
     }
 
     /// The weights files that a repository's index names.
@@ -91,6 +110,16 @@ impl Hub {
         }
         Ok(names.into_iter().collect())
     }
+}
+
+/// What an answer's headers say of its file; `None` where they do not name its contents.
+fn stated(response: &Response<Body>) -> Option<Stated> {
+    let header = |name: &str| response.headers().get(name)?.to_str().ok().map(str::to_owned);
+    let etag = header("x-linked-etag").or_else(|| header("etag"))?;
+    let etag = etag.trim_start_matches("W/").trim_matches('"').to_ascii_lowercase();
+    let commit = header("x-repo-commit")?;
+    let size = header("x-linked-size").or_else(|| length(response)).and_then(|size| size.parse().ok());
+    (is_hash(&commit) && is_hash(&etag)).then_some(Stated { commit, etag, size })
 }
 
 /// The length of what was asked for, where the answer is the file itself.

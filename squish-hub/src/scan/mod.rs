@@ -11,6 +11,7 @@ pub mod zip;
 
 pub use content::{Contents, scan_bytes};
 pub use glance::{OPENED, glance};
+pub(crate) use path::check_file;
 pub use path::{Report, scan_file, scan_path};
 
 use serde::Serialize;

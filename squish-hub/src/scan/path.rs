@@ -117,6 +117,14 @@ pub fn scan_file(name: &str, path: &Path) -> Result<Contents> {
     Ok(scan_bytes(name, &bytes))
 }
 
+/// Refuses a file in which anything is wrong.
+pub(crate) fn check_file(name: &str, path: &Path) -> Result<()> {
+    match scan_file(name, path)?.findings.into_iter().next() {
+        Some(finding) => Err(Error::Unsafe { what: finding.file, reason: finding.detail }),
+        None => Ok(()),
+    }
+}
+
 fn weights(name: &str, file: &mut File, length: u64) -> std::io::Result<Contents> {
     let mut bytes = vec![0; 8];
     file.read_exact(&mut bytes)?;
