@@ -11,8 +11,8 @@ use crate::{
     Error, Options, Progress, Report, Result,
     assembly::Assembly,
     certificate::{hash_file, hash_files},
-    compress::resume_key,
-    guard, inspect,
+    compress::{examine, resume_key},
+    inspect,
     output::{OutputDir, check_space, io_error},
     plan::{Plan, TensorPlan},
     source::Source,
@@ -20,7 +20,7 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use squish_models::{
-    Checkpoint, Device, Model,
+    Checkpoint,
     checkpoint::{Certificate, Shard, TensorRecord},
 };
 use std::{
@@ -79,13 +79,7 @@ pub fn compress_arriving(
         let value = options.recipe.name.clone();
         return Err(Error::Parameter { name: "the recipe", value, expected: "one without calibration" });
     }
-    let checkpoint = Checkpoint::open(arrivals.outline())?;
-    if checkpoint.manifest().is_some() {
-        return Err(Error::AlreadySquished(arrivals.outline().into()));
-    }
-    // As for an original that is there: what is missing or misshapen is found before anything comes.
-    Model::from_checkpoint(&checkpoint, &Device::Cpu)?;
-    guard::check(&checkpoint, &options.recipe, false, options.pass())?;
+    let (checkpoint, _) = examine(arrivals.outline(), options)?;
     let plan = Plan::new(&checkpoint, &options.recipe, options.max_shard_bytes)?;
     let files = by_file(&checkpoint, &plan)?;
 

@@ -13,9 +13,11 @@ use crate::{
 use serde_json::{Map, Value, json};
 use squish_models::{
     Checkpoint,
-    checkpoint::{Certificate, FORMAT, INDEX_FILE, MANIFEST_KEY, Manifest, QUANT_METHOD, TensorRecord},
+    checkpoint::{
+        Certificate, FORMAT, INDEX_FILE, MANIFEST_KEY, Manifest, QUANT_METHOD, TensorRecord, text_file,
+    },
 };
-use std::{collections::BTreeMap, fs};
+use std::{collections::BTreeMap, path::Path};
 
 /// Files of a checkpoint, beside configuration and weights, that are copied where present.
 pub(crate) const COPIED_FILES: &[&str] = &[
@@ -166,8 +168,7 @@ pub(crate) fn write_small_files(
         json!({"quant_method": QUANT_METHOD, "format": FORMAT, "recipe": options.recipe.name});
     output.write("config.json", &pretty(&config))?;
     if let Some(origin) = &options.origin {
-        let origin = serde_json::to_value(origin).expect("an origin is a few texts");
-        output.write(crate::origin::ORIGIN_FILE, &pretty(&origin))?;
+        output.write(crate::origin::ORIGIN_FILE, origin.text().as_bytes())?;
     }
     if plan.shards > 1 {
         let stored = || plan.tensors.iter().flat_map(|t| t.stored.iter().map(move |s| (t, s)));
@@ -175,10 +176,18 @@ pub(crate) fn write_small_files(
         let bytes: usize = stored().map(|(_, s)| s.bytes).sum();
         output.write(INDEX_FILE, &pretty(&json!({"metadata": {"total_size": bytes}, "weight_map": map})))?;
     }
+    each_copied(checkpoint.dir(), |name, contents| output.write(name, &contents))
+}
+
+/// Reads the files that are copied, within the bounds of such files.
+///
+/// # Errors
+/// Those of `take`; [`Error::Io`], also where one is too long or no regular file.
+pub(crate) fn each_copied(dir: &Path, take: impl Fn(&str, Vec<u8>) -> Result<()>) -> Result<()> {
     for name in COPIED_FILES {
-        let path = checkpoint.dir().join(name);
-        match fs::read(&path) {
-            Ok(contents) => output.write(name, &contents)?,
+        let path = dir.join(name);
+        match text_file::read(&path) {
+            Ok(contents) => take(name, contents)?,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {}
             Err(e) => return Err(io_error(&path)(e)),
         }

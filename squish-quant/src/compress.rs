@@ -3,7 +3,7 @@
 use crate::{
     Error, Inspection, Origin, Progress, Recipe, Result,
     allocate::allocate,
-    assembly::Assembly,
+    assembly::{Assembly, each_copied},
     calibrate::{
         calibrate,
         text::{Amount, Text, Tokens},
@@ -104,14 +104,8 @@ pub struct Report {
 /// go on from.
 pub fn compress(source: &Path, out: &Path, options: &Options, progress: &dyn Progress) -> Result<Report> {
     let start = Instant::now();
-    let mut checkpoint = Checkpoint::open(source)?;
-    if checkpoint.manifest().is_some() {
-        return Err(Error::AlreadySquished(source.into()));
-    }
-    // Loading maps the weights and reads no more than norms and biases, but finds what is missing or misshapen.
-    let model = Model::from_checkpoint(&checkpoint, &Device::Cpu)?;
-    // Before anything long: what speaks against the recipe, and what is in the way of the output.
-    guard::check(&checkpoint, &options.recipe, options.calibration.is_some(), options.pass())?;
+    // Before anything long: what speaks against the original or the recipe, and what is in the way of the output.
+    let (mut checkpoint, model) = examine(source, options)?;
     OutputDir::create(out, 0)?;
     let calibration = match &options.calibration {
         Some(text) => Some(text.read(&checkpoint, &model, options.amount, options.recipe.seed, progress)?),
@@ -170,6 +164,22 @@ pub fn compress(source: &Path, out: &Path, options: &Options, progress: &dyn Pro
         memory.weights_bytes = inspection.file_bytes;
     }
     Ok(Report { inspection, memory, notes: plan.notes, seconds: start.elapsed().as_secs_f64() })
+}
+
+/// Opens an original that is to be compressed, of which the weights need not have come yet: their headers are enough.
+///
+/// # Errors
+/// What would end a compression later: what is missing, misshapen, too long to be copied, or known not to bear the recipe.
+pub fn examine(source: &Path, options: &Options) -> Result<(Checkpoint, Model)> {
+    let checkpoint = Checkpoint::open(source)?;
+    if checkpoint.manifest().is_some() {
+        return Err(Error::AlreadySquished(source.into()));
+    }
+    // Loading maps the weights and reads no more than norms and biases, but finds what is missing or misshapen.
+    let model = Model::from_checkpoint(&checkpoint, &Device::Cpu)?;
+    guard::check(&checkpoint, &options.recipe, options.calibration.is_some(), options.pass())?;
+    each_copied(source, |_, _| Ok(()))?;
+    Ok((checkpoint, model))
 }
 
 /// What makes two compressions the same work, as far as their matrices go.

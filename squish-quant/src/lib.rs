@@ -63,7 +63,7 @@ pub mod synth;
 pub mod viterbi;
 
 pub use arrivals::{Arrivals, compress_arriving};
-pub use compress::{Options, Report, compress};
+pub use compress::{Options, Report, compress, examine};
 pub use error::{Error, Result};
 pub use eval::{Divergence, Perplexity, Reference, Windows, divergence, kl, perplexity};
 pub use fit::{Memory, Target};

@@ -23,6 +23,9 @@ pub struct Origin {
     pub commit: String,
     /// What the result is known by: SHA-256 in hexadecimal.
     pub key: String,
+    /// SHA-256 of the recipe: another one may have the same name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<String>,
 }
 
 impl Origin {
@@ -32,13 +35,25 @@ impl Origin {
         let files: Vec<_> = files.iter().filter(is_part).collect();
         let key = json!({"tool": TOOL, "recipe": recipe, "files": files}).to_string();
         let key = hash_bytes("key", key.as_bytes()).sha256;
-        Self { repository: repository.into(), commit: commit.into(), key }
+        let recipe = Some(hash_recipe(recipe));
+        Self { repository: repository.into(), commit: commit.into(), key, recipe }
+    }
+
+    /// Its file.
+    pub fn text(&self) -> String {
+        let value = serde_json::to_value(self).expect("an origin is a few texts");
+        format!("{value:#}\n")
     }
 
     /// What a checkpoint says of its origin, if it says anything that can be read.
     pub fn of(dir: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(dir.join(ORIGIN_FILE)).ok()?).ok()
     }
+}
+
+/// What a recipe is known by, whatever its file is called.
+pub fn hash_recipe(recipe: &Recipe) -> String {
+    hash_bytes("recipe", json!(recipe).to_string().as_bytes()).sha256
 }
 
 #[cfg(test)]

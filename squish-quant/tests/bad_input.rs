@@ -394,3 +394,21 @@ fn a_manifest_that_is_malformed() {
 fn a_source_that_is_squished_already() {
     manifest(|_| ()).refuses(&["compress", "out", "--out", "twice"], &["out: already squished"]);
 }
+
+#[test]
+fn files_that_are_copied_are_within_bounds() {
+    let sandbox = Sandbox::new(&Source::tiny());
+    // Sparse: no byte of it is written.
+    let file = std::fs::File::create(sandbox.path("source/merges.txt")).unwrap();
+    file.set_len((256 << 20) + 1).unwrap();
+    let output = sandbox.command(&["compress", "source", "--out", "out"]).output().unwrap();
+    assert_refusal(&output, &["source/merges.txt", "more than"]);
+    assert!(!sandbox.path("out").exists());
+    #[cfg(unix)]
+    {
+        std::fs::remove_file(sandbox.path("source/merges.txt")).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", sandbox.path("source/merges.txt")).unwrap();
+        let output = sandbox.command(&["compress", "source", "--out", "out"]).output().unwrap();
+        assert_refusal(&output, &["source/merges.txt", "regular"]);
+    }
+}
