@@ -38,6 +38,12 @@ pub enum Error {
         /// What was given.
         found: String,
     },
+    /// Another process makes what was to be removed.
+    #[error("{}: another process is at work on it", path.display())]
+    Busy {
+        /// The model's directory.
+        path: PathBuf,
+    },
     /// A recipe whose name cannot be part of a directory's name.
     #[error("the recipe's name `{name}` cannot be part of a directory's name; say --out DIR")]
     Recipe {

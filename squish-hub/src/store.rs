@@ -1,9 +1,15 @@
 //! Where squished models lie: `$SQUISH_HOME/models/NAME`.
 
-use crate::{Error, Name, Result, catalog::Variant, hub::Hub};
+use crate::{
+    Error, Name, Result,
+    catalog::Variant,
+    hub::{Hub, Transfer},
+};
 use std::{
     fmt,
+    fs::{File, TryLockError},
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 /// The directory of everything that belongs to this program: `$SQUISH_HOME`, or `squish` in `$XDG_CACHE_HOME` or `~/.cache`.
@@ -20,9 +26,15 @@ pub fn is_checkpoint(dir: &Path) -> bool {
     dir.join("config.json").is_file()
 }
 
+/// Whether a name can be that of a model's directory: one component, and not hidden, as what is half-made is.
+fn is_plain(name: &str) -> bool {
+    Path::new(name).file_name().is_some_and(|file| file == name) && !name.starts_with('.')
+}
+
 /// The directories of the squished models below a home, sorted.
 pub fn directories(home: &Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(home.join("models")).into_iter().flatten().flatten();
+    let entries = entries.filter(|entry| !entry.file_name().to_string_lossy().starts_with('.'));
     let mut found: Vec<_> = entries.map(|entry| entry.path()).filter(|dir| is_checkpoint(dir)).collect();
     found.sort();
     found
@@ -71,22 +83,86 @@ pub fn beside(dir: &Path, what: &str) -> PathBuf {
 /// Waits until no other process makes this directory, and keeps others waiting until the file is dropped.
 ///
 /// # Errors
-/// [`Error::Io`].
-pub fn lock(dir: &Path) -> Result<std::fs::File> {
-    let path = beside(dir, "lock");
-    let lock = || {
-        std::fs::create_dir_all(path.parent().unwrap_or(dir))?;
-        let file = std::fs::File::options().create(true).truncate(false).write(true).open(&path)?;
-        file.lock().map(|()| file)
-    };
-    lock().map_err(|source| Error::Io { path: path.clone(), source })
+/// [`Error::Cancelled`], [`Error::Io`].
+pub fn lock(dir: &Path, transfer: &dyn Transfer) -> Result<File> {
+    let mut told = false;
+    acquire(dir, || {
+        if !std::mem::replace(&mut told, true) {
+            transfer.warn(&format!("another process is at work on {}; waiting for it", dir.display()));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        if transfer.cancelled() { Err(Error::Cancelled) } else { Ok(()) }
+    })
 }
 
-/// Gives a model a second name: its files are the same ones, so that either may be removed.
+/// Locks a directory; `held` is called as often as another process holds it, and may end the attempts.
+fn acquire(dir: &Path, mut held: impl FnMut() -> Result<()>) -> Result<File> {
+    let path = beside(dir, "lock");
+    let io = |source| Error::Io { path: path.clone(), source };
+    std::fs::create_dir_all(path.parent().unwrap_or(dir)).map_err(io)?;
+    loop {
+        let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(io)?;
+        match file.try_lock() {
+            // Whoever held it may have removed the file, and a third process made another.
+            Ok(()) if is_at(&file, &path).map_err(io)? => return Ok(file),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => held()?,
+            Err(TryLockError::Error(source)) => return Err(io(source)),
+        }
+    }
+}
+
+/// Whether a path still leads to an open file.
+#[cfg(unix)]
+fn is_at(file: &File, path: &Path) -> std::io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let file = file.metadata()?;
+    Ok(std::fs::metadata(path).is_ok_and(|at| (at.dev(), at.ino()) == (file.dev(), file.ino())))
+}
+
+#[cfg(not(unix))]
+fn is_at(_: &File, path: &Path) -> std::io::Result<bool> {
+    Ok(path.exists())
+}
+
+/// Directories beside a model's that were to become it: a process that was killed leaves them.
+fn leftovers(dir: &Path) -> Vec<PathBuf> {
+    let prefix = beside(dir, "partial-").file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let is_left = |path: &PathBuf| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let random = name.strip_prefix(&prefix);
+        random.is_some_and(|random| random.chars().all(char::is_alphanumeric)) && path.is_dir()
+    };
+    let parent = dir.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = std::fs::read_dir(parent).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(is_left).collect()
+}
+
+/// Removes what killed processes have left beside a directory, whose [`lock`] the caller holds.
 ///
 /// # Errors
 /// [`Error::Io`].
-pub fn share(from: &Path, to: &Path) -> Result<()> {
+pub fn sweep(dir: &Path) -> Result<()> {
+    leftovers(dir).iter().try_for_each(|part| remove_part(part))
+}
+
+/// Removes a directory or a file, if it is there.
+fn remove_part(part: &Path) -> Result<()> {
+    let removed = if part.is_dir() { std::fs::remove_dir_all(part) } else { std::fs::remove_file(part) };
+    match removed {
+        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::Io { path: part.into(), source })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Gives a model a second name: its files are the same ones, so that either may be removed. The small file `own`, a name and
+/// contents, is its own.
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn share(from: &Path, to: &Path, own: (&str, &[u8])) -> Result<()> {
     let work = beside(to, "shared");
     let share = || -> std::io::Result<()> {
         if work.exists() {
@@ -94,8 +170,12 @@ pub fn share(from: &Path, to: &Path) -> Result<()> {
         }
         std::fs::create_dir_all(&work)?;
         for file in std::fs::read_dir(from)? {
-            place(&file?.path(), &work)?;
+            let file = file?;
+            if file.file_name() != own.0 {
+                place(&file.path(), &work)?;
+            }
         }
+        std::fs::write(work.join(own.0), own.1)?;
         std::fs::rename(&work, to)
     };
     share().map_err(|source| Error::Io { path: to.into(), source })
@@ -110,16 +190,17 @@ fn place(file: &Path, dir: &Path) -> std::io::Result<()> {
 /// Removes a squished model, and what an interrupted pull has left of it; returns the bytes that were freed.
 ///
 /// # Errors
-/// [`Error::UnknownName`] where there is neither, [`Error::Io`].
+/// [`Error::UnknownName`] where there is neither, [`Error::Busy`] while another process makes it, [`Error::Io`].
 pub fn remove(home: &Path, name: &str) -> Result<u64> {
-    let plain = Path::new(name).file_name().is_some_and(|file| file == name);
     let parts = |dir: &Path| {
-        let left = ["partial", "resume", "shared", "lock"].map(|what| beside(dir, what));
-        std::iter::once(dir.to_path_buf()).filter(|dir| is_checkpoint(dir)).chain(left).collect::<Vec<_>>()
+        let left = ["partial", "resume", "shared"].map(|what| beside(dir, what));
+        let made = std::iter::once(dir.to_path_buf()).filter(|dir| is_checkpoint(dir));
+        // The lock at last: without it another process could begin before the rest is gone.
+        made.chain(left).chain(leftovers(dir)).chain([beside(dir, "lock")]).collect::<Vec<_>>()
     };
     let is_there = |dir: &Path| parts(dir).iter().any(|part| part.is_dir());
     let mut dir = home.join("models").join(name);
-    if !plain || !is_there(&dir) {
+    if !is_plain(name) || !is_there(&dir) {
         dir = match crate::Catalog::built_in().find(name) {
             Some((model, variant)) => directory(home, model, variant),
             None => return Err(Error::UnknownName { name: name.into() }),
@@ -128,17 +209,11 @@ pub fn remove(home: &Path, name: &str) -> Result<u64> {
     if !is_there(&dir) {
         return Err(Error::UnknownName { name: name.into() });
     }
+    let _lock = acquire(&dir, || Err(Error::Busy { path: dir.clone() }))?;
     let mut freed = 0;
     for part in parts(&dir) {
         freed += bytes(&part);
-        let removed =
-            if part.is_dir() { std::fs::remove_dir_all(&part) } else { std::fs::remove_file(&part) };
-        match removed {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                return Err(Error::Io { path: part, source });
-            }
-            _ => {}
-        }
+        remove_part(&part)?;
     }
     Ok(freed)
 }
@@ -223,9 +298,8 @@ impl fmt::Display for Plan {
 /// # Errors
 /// Those of [`Name::parse`]; [`Error::Ollama`].
 pub fn resolve(name: &str, home: &Path, hub: &Hub) -> Result<Resolution> {
-    let plain = Path::new(name).file_name().is_some_and(|file| file == name);
     let local = home.join("models").join(name);
-    if plain && !Path::new(name).is_dir() && is_checkpoint(&local) {
+    if is_plain(name) && !Path::new(name).is_dir() && is_checkpoint(&local) {
         return Ok(Resolution::Ready(local));
     }
     let (repository, revision, model) = match Name::parse(name)? {
@@ -254,7 +328,7 @@ pub fn resolve(name: &str, home: &Path, hub: &Hub) -> Result<Resolution> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Catalog;
+    use crate::{Catalog, hub::Silent};
 
     #[test]
     fn plans_are_three_true_lines() {
@@ -286,6 +360,20 @@ mod tests {
         assert!(published[2].contains("squish-quant pull qwen2.5-7b-sqint2"), "{published:?}");
     }
 
+    /// A lock whose file was removed keeps nobody out any more.
+    #[test]
+    #[cfg(unix)]
+    fn a_lock_is_that_of_the_path() {
+        let home = tempfile::tempdir().unwrap();
+        let (dir, path) = (home.path().join("model"), home.path().join(".model.lock"));
+        let first = lock(&dir, &Silent).unwrap();
+        assert!(is_at(&first, &path).unwrap());
+        assert!(matches!(acquire(&dir, || Err(Error::Cancelled)), Err(Error::Cancelled)));
+        std::fs::remove_file(&path).unwrap();
+        let second = lock(&dir, &Silent).unwrap();
+        assert!(!is_at(&first, &path).unwrap() && is_at(&second, &path).unwrap());
+    }
+
     #[test]
     fn models_are_shared_and_removed_with_what_belongs_to_them() {
         let home = tempfile::tempdir().unwrap();
@@ -293,12 +381,22 @@ mod tests {
         std::fs::create_dir_all(&one).unwrap();
         std::fs::write(one.join("config.json"), "{}").unwrap();
         let other = directory_of(home.path(), "other", "int4").unwrap();
-        share(&one, &other).unwrap();
-        let _lock = lock(&one).unwrap();
+        std::fs::write(one.join("own"), "1").unwrap();
+        share(&one, &other, ("own", b"22")).unwrap();
+        assert_eq!(std::fs::read(one.join("own")).unwrap(), b"1");
         std::fs::create_dir_all(beside(&one, "partial").join("a")).unwrap();
         std::fs::write(beside(&one, "partial").join("a/b"), [0; 100]).unwrap();
-        assert_eq!(list(home.path()), [("one-int4".to_string(), 2), ("other-int4".to_string(), 2)]);
-        assert_eq!(remove(home.path(), "one-int4").unwrap(), 102);
+        // What a killed process has left is no model, and goes with the one it was to be.
+        for what in ["partial-k1LLed", "shared"] {
+            std::fs::create_dir_all(beside(&one, what)).unwrap();
+            std::fs::write(beside(&one, what).join("config.json"), "{}").unwrap();
+        }
+        assert_eq!(list(home.path()), [("one-int4".to_string(), 3), ("other-int4".to_string(), 4)]);
+        assert!(remove(home.path(), ".one-int4.shared").is_err());
+        let locked = lock(&one, &Silent).unwrap();
+        assert!(matches!(remove(home.path(), "one-int4"), Err(Error::Busy { .. })));
+        drop(locked);
+        assert_eq!(remove(home.path(), "one-int4").unwrap(), 107);
         assert_eq!(directories(home.path()), [other.clone()]);
         assert_eq!(std::fs::read_dir(home.path().join("models")).unwrap().count(), 1);
         assert!(

@@ -90,8 +90,67 @@ fn what_is_there_is_not_asked_for_again() {
     assert!(hub.call(&["inspect", "home/models/someone--copy-int4"]).status.success());
     // Another recipe is another result, also from a file.
     fs::write(hub.path("mine.toml"), EVERYTHING).unwrap();
-    let mine = hub.json(&["pull", "hf:someone/copy", "--recipe", "mine.toml"]);
-    assert!(mine["how"] == "squished" && mine["dir"].as_str().unwrap().ends_with("someone--copy-everything"));
+    let mine = ["pull", "hf:someone/copy", "--recipe", "mine.toml"];
+    let made = hub.json(&mine);
+    assert!(made["how"] == "squished" && made["dir"].as_str().unwrap().ends_with("someone--copy-everything"));
+    assert_eq!(hub.json(&mine)["how"], "there");
+    fs::write(hub.path("mine.toml"), EVERYTHING.replace("seed = 3", "seed = 4")).unwrap();
+    assert_refusal(&hub.call(&mine), &["not empty"]);
+}
+
+#[test]
+fn a_directory_that_is_given_is_for_one_model() {
+    let hub = WithHub::new(&small());
+    let pull = |name: &str| hub.call(&["pull", name, "--recipe", "int4", "--out", "D", "--json"]);
+    assert_eq!(json(pull("hf:a/x"))["how"], "squished");
+    assert_eq!(json(pull("hf:A/X"))["how"], "there");
+    let asked = hub.standin.log.lock().unwrap().len();
+    assert_refusal(&pull("hf:b/y"), &["not empty"]);
+    assert_eq!(hub.standin.log.lock().unwrap().len(), asked, "it is refused before anything is fetched");
+    // What is shared is known by its own name, and the other keeps its own.
+    hub.json(&["pull", "hf:a/x", "--recipe", "int4"]);
+    let shared = ["pull", "hf:b/y", "--recipe", "int4", "--out", "E"];
+    assert_eq!(hub.json(&shared)["how"], "shared");
+    assert_eq!(hub.json(&shared)["how"], "there");
+    let origin = |dir: &str| fs::read_to_string(hub.path(dir).join("squish_origin.json")).unwrap();
+    assert!(origin("E").contains("b/y") && origin("home/models/a--x-int4").contains("a/x"));
+}
+
+/// What a process that was killed at the wrong moment has left goes with the next call.
+#[test]
+fn what_is_left_over_goes() {
+    let hub = WithHub::new(&small());
+    hub.json(&["pull", NAME]);
+    let left = |what: &str| {
+        let dir = hub.path("home/models").join(format!(".qwen2.5-0.5b-int4.{what}"));
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("config.json"), "{}").unwrap();
+    };
+    let recipe = ["pull", "qwen2.5:0.5b", "--recipe", "int4"];
+    for call in [&["pull", NAME][..], &recipe] {
+        left("partial");
+        assert_eq!(hub.json(call)["how"], "there");
+        assert_eq!(stored(&hub), ["qwen2.5-0.5b-int4"]);
+    }
+    fs::remove_dir_all(hub.path(MODEL)).unwrap();
+    left("partial-k1LLed");
+    hub.json(&["pull", NAME]);
+    assert_eq!(stored(&hub), ["qwen2.5-0.5b-int4"]);
+}
+
+/// Other programs bring a part of a repository into the cache.
+#[cfg(unix)]
+#[test]
+fn a_snapshot_without_its_tokenizer_is_not_whole() {
+    let hub = WithHub::prepared(&small(), tokenizer);
+    hub.json(&["pull", "hf:a/x"]);
+    let snapshot = hub.path("hf/hub/models--a--x/snapshots").join(standin::COMMIT);
+    fs::remove_file(snapshot.join("tokenizer.json")).unwrap();
+    let squished = hub.json(&["pull", "hf:a/x", "--recipe", "int4"]);
+    assert!(Path::new(squished["dir"].as_str().unwrap()).join("tokenizer.json").is_file());
+    assert_eq!(hub.json(&["pull", "hf:a/x"])["how"], "original");
+    assert!(snapshot.join("tokenizer.json").is_file());
+    assert_eq!(hub.json(&["pull", "hf:a/x"])["how"], "there");
 }
 
 /// Pulls a model, and returns what the tool says with the most bytes that were on the disk.
@@ -280,6 +339,12 @@ fn a_recipe_with_calibration_needs_the_original_to_the_end() {
     assert_eq!(hub.json(&["pull", "qwen2.5:0.5b-sqint2"])["how"], "squished");
     assert_eq!(stored(&hub), ["qwen2.5-0.5b-sqint2"]);
     assert!(!hub.path("hf").exists());
+    // What the headers tell ends it before the weights come.
+    let mut other = source.clone();
+    other.config["architectures"] = serde_json::json!(["NobodyKnowsThis"]);
+    let hub = WithHub::prepared(&other, tokenizer);
+    assert_refusal(&hub.call(&["pull", "qwen2.5:0.5b-sqint2"]), &["NobodyKnowsThis"]);
+    assert_eq!(hub.standin.asked("/storage/"), 2, "two headers");
 }
 
 #[test]
@@ -307,8 +372,15 @@ fn a_published_checkpoint_is_taken_where_it_is_one() {
     let hub = hub_of(published, squished.clone());
     assert_eq!(hub.json(&["pull", NAME])["how"], "squished");
     assert_eq!(hub.standin.asked("/api/models/makers"), 0);
-    // Nothing published, or something else under the name.
-    for (name, files) in [("makers/other", squished.clone()), (published, original.clone())] {
+    // Nothing published, or something else under the name, or what cannot be opened.
+    let mut broken = squished.clone();
+    broken.retain(|(name, _)| *name != "model.safetensors");
+    broken.push((
+        "other.safetensors",
+        squished.iter().find(|(n, _)| *n == "model.safetensors").unwrap().1.clone(),
+    ));
+    let other = ("makers/other", squished);
+    for (name, files) in [other, (published, original.clone()), (published, broken)] {
         let hub = hub_of(name, files);
         assert_eq!(json(pull(&hub))["how"], "squished");
         assert!(read_dir(&hub.path(MODEL)) == read_dir(&maker.path(MODEL)), "{name}");

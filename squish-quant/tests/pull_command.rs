@@ -65,6 +65,33 @@ fn a_repository_of_pickles_is_refused_with_exit_code_2() {
     }
 }
 
+/// A model of Ollama's store with a pickle for a tokenizer.
+#[test]
+fn what_is_not_safe_in_another_store_ends_with_2() {
+    let dir = tempfile::tempdir().unwrap();
+    let blob = |at: u8, bytes: &[u8]| {
+        let digest = format!("{at:064x}");
+        fs::create_dir_all(dir.path().join("blobs")).unwrap();
+        fs::write(dir.path().join(format!("blobs/sha256-{digest}")), bytes).unwrap();
+        format!("sha256:{digest}")
+    };
+    let header = r#"{"w":{"dtype":"BF16","shape":[0],"data_offsets":[0,0]}}"#;
+    let tensor = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+    let layer = |kind: &str, name: &str, digest| serde_json::json!({"mediaType": format!("application/vnd.ollama.image.{kind}"), "name": name, "digest": digest});
+    let layers = [
+        layer("json", "config.json", blob(0, b"{}")),
+        layer("json", "tokenizer.json", blob(1, b"\x80\x04cposix\nsystem\n.")),
+        layer("tensor", "w", blob(2, &tensor)),
+    ];
+    let manifests = dir.path().join("manifests/registry.ollama.ai/library/evil");
+    fs::create_dir_all(&manifests).unwrap();
+    fs::write(manifests.join("latest"), serde_json::json!({ "layers": layers }).to_string()).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_squish-quant"));
+    command.env("SQUISH_HOME", dir.path().join("home")).env("OLLAMA_MODELS", dir.path());
+    let output = command.args(["pull", "ollama:evil"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn the_catalog_is_shown_with_its_guards() {
     let show =

@@ -6,11 +6,12 @@ use serde::Serialize;
 use squish_hub::{
     Hub, Name,
     catalog::{Model, Variant},
+    hub::Transfer,
     ollama,
     store::{self, Resolution, resolve},
 };
 use squish_models::Checkpoint;
-use squish_quant::{Options, Origin, Recipe, compress, compress_arriving};
+use squish_quant::{Error, Options, Origin, Recipe, compress, compress_arriving, examine, origin};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -63,15 +64,27 @@ struct Order {
     /// Repositories that may hold it already.
     published: Vec<String>,
     keep_source: bool,
+    /// Whether the recipe is built in: its name says which it is.
+    built_in: bool,
+    /// Whether the directory was given, so that its name says nothing of what it holds.
+    out_given: bool,
 }
 
 /// Brings a model here: nothing where it is here, a published squished one, the original, or the original squished as it arrives.
 pub fn obtain(wish: &Wish, home: &Path, hub: &Hub, bars: &Bars) -> Result<Obtained> {
     if wish.recipe.is_none()
         && wish.out.is_none()
-        && let Resolution::Ready(dir) = resolve(&wish.name, home, hub)?
+        && let Resolution::Ready(dir) = resolve(&wish.name, home, hub).map_err(refused)?
     {
-        return Ok(Obtained { dir, how: How::There });
+        let cached = dir.starts_with(&hub.cache) && !Path::new(&wish.name).is_dir();
+        if dir.starts_with(home.join("models")) && work(&dir).exists() {
+            let _lock = store::lock(&dir, bars)?;
+            remove(&work(&dir))?;
+        }
+        // Other programs fetch weights alone; what else there is only the hub knows.
+        if !cached || hub.offline || dir.join("tokenizer.json").is_file() {
+            return Ok(Obtained { dir, how: How::There });
+        }
     }
     let (repository, revision, stem, model) = match Name::parse(&wish.name)? {
         Name::Hub { repository, revision } => {
@@ -108,8 +121,14 @@ pub fn obtain(wish: &Wish, home: &Path, hub: &Hub, bars: &Bars) -> Result<Obtain
         Some(out) => out.clone(),
         None => store::directory_of(home, &stem, &recipe.name)?,
     };
-    Order { repository, revision, recipe, out, published, keep_source: wish.keep_source }
+    let (keep_source, out_given) = (wish.keep_source, wish.out.is_some());
+    Order { repository, revision, recipe, out, published, keep_source, built_in, out_given }
         .fill(home, hub, bars)
+}
+
+/// Where a directory's originals and parts of it lie until it is there.
+fn work(out: &Path) -> PathBuf {
+    store::beside(out, "partial")
 }
 
 /// Where a model may have been published: as the catalog says, or in the organisation that `SQUISH_ORG` names.
@@ -130,15 +149,25 @@ pub fn refused(error: squish_hub::Error) -> anyhow::Error {
 impl Order {
     fn fill(self, home: &Path, hub: &Hub, bars: &Bars) -> Result<Obtained> {
         let there = |how| Obtained { dir: self.out.clone(), how };
-        if self.is_there() {
+        let work = work(&self.out);
+        if self.is_there() && !work.exists() {
             return Ok(there(How::There));
         }
         // Others that want the same wait, and find it there.
-        let _lock = store::lock(&self.out)?;
+        let _lock = store::lock(&self.out, bars)?;
+        store::sweep(&self.out)?;
         if self.is_there() {
+            // A process that was killed may have come no further than this.
+            remove(&work)?;
             return Ok(there(How::There));
         }
-        let work = store::beside(&self.out, "partial");
+        match fs::read_dir(&self.out).map(|mut entries| entries.next().is_some()) {
+            Ok(true) => return Err(Error::OutputNotEmpty(self.out).into()),
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Error::Io { path: self.out, source }.into());
+            }
+            _ => {}
+        }
         for repository in &self.published {
             if !hub.offline && self.take_published(hub, repository, &work, bars)? {
                 remove(&work)?;
@@ -153,9 +182,14 @@ impl Order {
         how.map(there)
     }
 
-    /// Whether the directory holds a checkpoint that the recipe has made.
+    /// Whether the directory holds what is wanted, as far as it says so itself.
     fn is_there(&self) -> bool {
-        self.is_made(&self.out.join("config.json"))
+        let recipe = || Some(origin::hash_recipe(&self.recipe));
+        let is_other = |origin: Origin| {
+            self.out_given && !origin.repository.eq_ignore_ascii_case(&self.repository)
+                || !self.built_in && origin.recipe.is_some() && origin.recipe != recipe()
+        };
+        self.is_made(&self.out.join("config.json")) && !Origin::of(&self.out).is_some_and(is_other)
     }
 
     /// Whether a configuration says that the recipe has made its checkpoint.
@@ -172,29 +206,44 @@ impl Order {
         let options = Options::new(self.recipe.clone());
         if hub.offline {
             let pulled = hub.pull(&self.repository, &self.revision, bars)?;
-            compress(&pulled.dir, &self.out, &options, bars)?;
+            // Without the hub's list nothing tells its contents but the commit.
+            let contents = [("commit", pulled.commit.as_str())];
+            let origin = Origin::new(&self.repository, &pulled.commit, &contents, &self.recipe);
+            compress(&pulled.dir, &self.out, &Options { origin: Some(origin), ..options }, bars)?;
             return Ok(How::Squished);
         }
         let staging = hub.stage(&self.repository, &self.revision, work).map_err(refused)?;
         let origin = Origin::new(&self.repository, staging.commit(), &staging.contents(), &self.recipe);
         let same = |dir: &PathBuf| Origin::of(dir).is_some_and(|found| found.key == origin.key);
         if let Some(other) = store::directories(home).into_iter().find(same) {
-            store::share(&other, &self.out)?;
+            store::share(&other, &self.out, (origin::ORIGIN_FILE, origin.text().as_bytes()))?;
             return Ok(How::Shared);
         }
         let options = Options { origin: Some(origin), ..options };
+        // Other programs fetch a part of the files.
+        let is_whole = |dir: &PathBuf| staging.contents().iter().all(|(name, _)| dir.join(name).is_file());
         if self.keep_source {
             let pulled = hub.pull(&self.repository, &self.revision, bars).map_err(refused)?;
+            if pulled.commit != staging.commit() {
+                bail!(
+                    "{}@{} changed meanwhile; the same command begins anew",
+                    self.repository,
+                    self.revision
+                );
+            }
             compress(&pulled.dir, &self.out, &options, bars)?;
-        } else if let Some(dir) = hub.cached(&self.repository, staging.commit()) {
+        } else if let Some(dir) = hub.cached(&self.repository, staging.commit()).filter(is_whole) {
             compress(&dir, &self.out, &options, bars)?;
         } else if options.calibration.is_some() {
+            // What the headers tell is found before the weights come.
+            let (outline, _) = staging.outline(bars).map_err(refused)?;
+            examine(&outline, &options)?;
             let dir = staging.whole(bars).map_err(refused)?;
             compress(&dir, &self.out, &options, bars)?;
         } else {
             let arrivals = FromHub::new(staging, bars)?;
             compress_arriving(&arrivals, &self.out, work, &options, bars).map_err(|e| match e {
-                squish_quant::Error::Hub(e) => refused(e),
+                Error::Hub(e) => refused(e),
                 e => e.into(),
             })?;
         }
@@ -203,28 +252,28 @@ impl Order {
 
     /// Takes a published checkpoint, if there is one and it is what its name says.
     fn take_published(&self, hub: &Hub, repository: &str, work: &Path, bars: &Bars) -> Result<bool> {
+        use squish_hub::Error::{Hub, NotFound, Unauthorised, Unsafe};
+        let not_taken = |reason: String| {
+            bars.warn(&format!("{reason}; the original is taken"));
+            Ok(false)
+        };
         let staging = match hub.stage(repository, "main", work) {
             // A hub does not tell what is private from what is not there.
-            Err(squish_hub::Error::NotFound { .. } | squish_hub::Error::Unauthorised { .. }) => {
-                return Ok(false);
-            }
-            Err(error @ squish_hub::Error::Unsafe { .. }) => {
-                eprintln!("note: {error}; the original is taken");
-                return Ok(false);
-            }
+            Err(NotFound { .. } | Unauthorised { .. }) => return Ok(false),
+            Err(error @ (Unsafe { .. } | Hub { .. })) => return not_taken(error.to_string()),
             staging => staging?,
         };
         let config = staging.small("config.json", bars).map_err(refused)?;
         if !config.is_some_and(|config| self.is_made(&config)) {
-            eprintln!(
-                "note: {repository} is not a checkpoint squished by {}; the original is taken",
-                self.recipe.name
-            );
-            return Ok(false);
+            let recipe = &self.recipe.name;
+            return not_taken(format!("{repository} is not a checkpoint squished by {recipe}"));
         }
         let whole = staging.whole(bars).map_err(refused)?;
         // What cannot be opened would stand in the way under the model's name.
-        Checkpoint::open(&whole)?;
+        if let Err(error) = Checkpoint::open(&whole) {
+            staging.clear()?;
+            return not_taken(format!("{repository} cannot be opened: {error}"));
+        }
         staging.settle(&whole, &self.out)?;
         Ok(true)
     }
@@ -232,26 +281,46 @@ impl Order {
 
 /// Whether the same call would fail again, whatever has come so far.
 fn is_final(error: &anyhow::Error) -> bool {
-    use squish_quant::Error;
     let of_hub = error.downcast_ref::<squish_hub::Error>().is_some();
-    let passing = matches!(
-        error.downcast_ref::<Error>(),
+    let passing = match error.downcast_ref::<Error>() {
         Some(
             Error::Hub(_)
-                | Error::Io { .. }
-                | Error::Paused { .. }
-                | Error::Interrupted
-                | Error::DiskFull { .. }
-        )
-    );
+            | Error::Io { .. }
+            | Error::Paused { .. }
+            | Error::Interrupted
+            | Error::DiskFull { .. },
+        ) => true,
+        // A file that the checkpoint does not have is not there the next time, either.
+        Some(Error::Model(squish_models::Error::Io { source, .. })) => {
+            source.kind() != std::io::ErrorKind::NotFound
+        }
+        _ => false,
+    };
     !of_hub && !passing
 }
 
 fn remove(work: &Path) -> Result<()> {
     match fs::remove_dir_all(work) {
         Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(squish_quant::Error::Io { path: work.into(), source }.into())
+            Err(Error::Io { path: work.into(), source }.into())
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn what_a_disk_fails_at_once_is_not_thrown_away() {
+        let read = |kind: ErrorKind| {
+            let error = squish_models::Error::Io { path: "model.safetensors".into(), source: kind.into() };
+            is_final(&Error::Model(error).into())
+        };
+        assert!(!read(ErrorKind::Other) && read(ErrorKind::NotFound));
+        assert!(!is_final(&squish_hub::Error::Cancelled.into()));
+        assert!(is_final(&refused(squish_hub::Error::Unsafe { what: "x".into(), reason: "y".into() })));
     }
 }
