@@ -1,17 +1,20 @@
 //! A checkpoint directory over the store's blobs: links, no copies of weights.
 
 use super::{GGUF, JSON, Layer, TENSOR, layers, refuse};
-use crate::{Error, Result, name::is_relative_file, scan};
+use crate::{Error, Result, hub::Silent, name::is_relative_file, scan, store};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
-    fs::File,
+    fs::{self, File},
     io::Read,
     path::{Path, PathBuf},
 };
 
 /// Bytes of the header of one tensor's blob.
 const MOST_HEADER: u64 = 1 << 20;
+/// Bytes of the headers of all tensors of a model, and tensors: many layers may name one blob.
+const MOST_HEADERS: u64 = 64 << 20;
+const MOST_TENSORS: usize = 200_000;
 /// Bytes of a JSON file of a model.
 const MOST_JSON: u64 = 256 << 20;
 
@@ -38,11 +41,18 @@ impl Parts {
             return Err(refuse(name, reason));
         }
         let blob = |layer: &Layer| layer.blob(store).ok_or_else(|| refuse(name, "a layer without a digest"));
+        let (mut count, mut bytes) = (0, 0);
         for layer in &layers {
             match layer.media_type.as_str() {
                 TENSOR => {
                     let blob = blob(layer)?;
-                    let tensors = tensors(&blob)?.map_err(|reason| refuse(name, reason))?;
+                    let (tensors, length) = tensors(&blob)?.map_err(|reason| refuse(name, reason))?;
+                    count += tensors.len();
+                    bytes += length;
+                    if count > MOST_TENSORS || bytes > MOST_HEADERS {
+                        let most = format!("{MOST_TENSORS} tensors, headers of {MOST_HEADERS} bytes");
+                        return Err(refuse(name, format!("more than the {most} that are read")));
+                    }
                     parts.weights.push((blob, tensors));
                 }
                 JSON if is_relative_file(&layer.name) && !layer.name.contains('/') => {
@@ -61,9 +71,13 @@ impl Parts {
     }
 }
 
-/// The names of a blob's tensors, or why they are not read.
-fn tensors(blob: &Path) -> Result<Result<Vec<String>, String>> {
+/// The names of a blob's tensors and the bytes of its header, or why they are not read.
+fn tensors(blob: &Path) -> Result<Result<(Vec<String>, u64), String>> {
     let io = |source| Error::Io { path: blob.into(), source };
+    // Looked at before it is opened: opening a pipe would wait for a writer.
+    if !fs::metadata(blob).map_err(io)?.is_file() {
+        return Ok(Err("a tensor that is no regular file".into()));
+    }
     let mut file = File::open(blob).map_err(io)?;
     let mut length = [0; 8];
     file.read_exact(&mut length).map_err(io)?;
@@ -87,31 +101,34 @@ fn tensors(blob: &Path) -> Result<Result<Vec<String>, String>> {
         }
         names.push(name);
     }
-    Ok(Ok(names))
+    Ok(Ok((names, length)))
 }
 
-/// Makes a checkpoint directory of a model of the store, `home/ollama/NAME-TAG`: links to its weights, copies of its JSON files.
-/// What was there is replaced, since a name of the store may stand for something else by now.
+/// Where a model's checkpoint directory is: neither `@` nor `+` is part of a name.
+fn directory(home: &Path, name: &str) -> Result<PathBuf> {
+    let (model, tag) = super::parts(name)?;
+    Ok(home.join("ollama").join(format!("{}@{tag}", model.replace('/', "+"))))
+}
+
+/// Makes a checkpoint directory of a model of the store, `home/ollama/NAME@TAG`: links to its weights, copies of its JSON files.
+/// What was there is replaced where it differs, since a name of the store may stand for something else by now.
 ///
 /// # Errors
 /// [`Error::Ollama`], which says why it is not read; [`Error::Unsafe`], [`Error::Io`].
 pub fn import(store: &Path, name: &str, home: &Path) -> Result<PathBuf> {
     let parts = Parts::read(store, name)?;
-    let dir = home.join("ollama").join(name.replace([':', '/'], "-"));
+    let dir = directory(home, name)?;
     let io = |source| Error::Io { path: dir.clone(), source };
     let parent = dir.parent().unwrap_or(home);
-    std::fs::create_dir_all(parent).map_err(io)?;
+    fs::create_dir_all(parent).map_err(io)?;
     let work = tempfile::tempdir_in(parent).map_err(io)?;
     for (file, blob) in &parts.json {
         let io = |source| Error::Io { path: blob.clone(), source };
-        if std::fs::metadata(blob).map_err(io)?.len() > MOST_JSON {
+        if fs::metadata(blob).map_err(io)?.len() > MOST_JSON {
             return Err(refuse(name, format!("{file} is longer than the {MOST_JSON} bytes that are read")));
         }
-        let contents = scan::scan_file(file, blob)?;
-        if let Some(finding) = contents.findings.into_iter().next() {
-            return Err(Error::Unsafe { what: blob.display().to_string(), reason: finding.detail });
-        }
-        std::fs::copy(blob, work.path().join(file)).map_err(io)?;
+        scan::check_file(file, blob)?;
+        fs::copy(blob, work.path().join(file)).map_err(io)?;
     }
     let (count, mut map) = (parts.weights.len(), BTreeMap::new());
     for (at, (blob, tensors)) in parts.weights.iter().enumerate() {
@@ -120,12 +137,46 @@ pub fn import(store: &Path, name: &str, home: &Path) -> Result<PathBuf> {
         map.extend(tensors.iter().map(|tensor| (tensor, shard.clone())));
     }
     let index = json!({ "weight_map": map }).to_string();
-    std::fs::write(work.path().join("model.safetensors.index.json"), index).map_err(io)?;
-    if dir.exists() {
-        std::fs::remove_dir_all(&dir).map_err(io)?;
+    fs::write(work.path().join("model.safetensors.index.json"), index).map_err(io)?;
+    let made = contents(work.path()).map_err(io)?;
+    let is_there = || contents(&dir).is_ok_and(|found| found == made);
+    if !is_there() {
+        replace(&dir, work.path(), is_there)?;
     }
-    std::fs::rename(work.path(), &dir).map_err(io)?;
     Ok(dir)
+}
+
+/// Puts a directory in the place of another, unless another process has done so.
+fn replace(dir: &Path, work: &Path, is_there: impl Fn() -> bool) -> Result<()> {
+    let io = |source| Error::Io { path: dir.into(), source };
+    let _lock = store::lock(dir, &Silent)?;
+    if !is_there() {
+        let old = store::beside(dir, "old");
+        let clear = || if old.exists() { fs::remove_dir_all(&old).map_err(io) } else { Ok(()) };
+        clear()?;
+        if dir.exists() {
+            fs::rename(dir, &old).map_err(io)?;
+        }
+        fs::rename(work, dir).map_err(io)?;
+        clear()?;
+    }
+    fs::remove_file(store::beside(dir, "lock")).map_err(io)
+}
+
+/// The files of an imported directory: where its links lead, what its JSON files hold, how long other weights are.
+fn contents(dir: &Path) -> std::io::Result<BTreeMap<std::ffi::OsString, Vec<u8>>> {
+    let of = |path: &Path| match fs::read_link(path) {
+        Ok(target) => Ok(target.into_os_string().into_encoded_bytes()),
+        Err(_) if path.extension().is_some_and(|extension| extension == "safetensors") => {
+            Ok(fs::metadata(path)?.len().to_string().into_bytes())
+        }
+        Err(_) => fs::read(path),
+    };
+    let file = |entry: std::io::Result<fs::DirEntry>| {
+        let entry = entry?;
+        Ok((entry.file_name(), of(&entry.path())?))
+    };
+    fs::read_dir(dir)?.map(file).collect()
 }
 
 /// A second name for a blob, or a copy where links cannot be made.
@@ -133,7 +184,7 @@ fn link(blob: &Path, path: &Path) -> std::io::Result<()> {
     #[cfg(unix)]
     return std::os::unix::fs::symlink(std::path::absolute(blob)?, path);
     #[cfg(not(unix))]
-    std::fs::hard_link(blob, path).or_else(|_| std::fs::copy(blob, path).map(|_| ()))
+    fs::hard_link(blob, path).or_else(|_| fs::copy(blob, path).map(|_| ()))
 }
 
 #[cfg(test)]
@@ -177,6 +228,10 @@ mod tests {
         let good = layer(TENSOR, "a", &store.blob(1, &tensor("model.norm.weight", "BF16")));
         let packed = layer(TENSOR, "b", &store.blob(2, &tensor("model.norm.weight", "U32")));
         let broken = layer(TENSOR, "c", &store.blob(3, b"\xff\0\0\0\0\0\0\0nonsense"));
+        let more = layer(TENSOR, "m", &store.blob(6, &tensor("model.more.weight", "BF16")));
+        // As long as a header may be, and empty.
+        let padded = [&(1u64 << 20).to_le_bytes()[..], b"{}", &[b' '; (1 << 20) - 2]].concat();
+        let full = layer(TENSOR, "f", &store.blob(7, &padded));
         let outside = layer(JSON, "../config.json", &store.blob(4, b"{}"));
         let evil = layer(JSON, "tokenizer.json", &store.blob(5, b"\x80\x04cposix\nsystem\n."));
         store.model("good", json!([config, good, outside]));
@@ -191,7 +246,8 @@ mod tests {
             "forged",
             json!([config, { "mediaType": TENSOR, "digest": "sha256:../../../etc/passwd" }]),
         );
-        assert_eq!(list(store.0.path()).len(), 8);
+        store.model("many", json!([vec![config.clone()], vec![full; 70]].concat()));
+        assert_eq!(list(store.0.path()).len(), 9);
 
         let home = tempfile::tempdir().unwrap();
         let import = |name: &str| import(store.0.path(), name, home.path());
@@ -206,6 +262,17 @@ mod tests {
             crate::scan::glance(&dir).unwrap();
         }
         assert_eq!(refusal(store.0.path(), "good"), None);
+        // One model under two names is one directory, and what is there is left as it is.
+        let dir = import("good").unwrap();
+        let before = std::fs::metadata(&dir).unwrap().modified().unwrap();
+        assert_eq!(import("good:latest").unwrap(), dir);
+        assert_eq!(std::fs::metadata(&dir).unwrap().modified().unwrap(), before);
+        // What has changed in the store is replaced.
+        store.model("good", json!([config, good, more]));
+        let index = std::fs::read_to_string(import("good").unwrap().join("model.safetensors.index.json"));
+        assert!(index.unwrap().contains("model.more.weight"));
+        let at = |name: &str| directory(home.path(), name).unwrap();
+        assert!(at("a/b") != at("a-b") && at("a-b:c") != at("a:b-c") && at("a/b:c") != at("a:c"));
         for (name, words) in [
             ("gguf", "GGUF"),
             ("packed", "U32"),
@@ -217,6 +284,7 @@ mod tests {
             ("other:1b", "no such model"),
             ("../../x", "not a name"),
             ("x:../../y", "not a name"),
+            ("many", "more than"),
         ] {
             let error = import(name).unwrap_err().to_string();
             assert!(error.contains(words), "{name}: {error}");

@@ -88,12 +88,20 @@ fn refuse(name: &str, reason: impl Into<String>) -> Error {
     Error::Ollama { name: crate::scan::printable(name), reason: reason.into() }
 }
 
+/// Model and tag of a name, `latest` where none is given.
+fn parts(name: &str) -> Result<(&str, &str)> {
+    let (model, tag) = name.split_once(':').unwrap_or((name, "latest"));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./".contains(c);
+    let fine = |part: &str| crate::name::is_relative_file(part) && part.chars().all(plain);
+    match fine(model) && fine(tag) && !tag.contains('/') {
+        true => Ok((model, tag)),
+        false => Err(refuse(name, "not a name of that store")),
+    }
+}
+
 /// The layers of a model.
 fn layers(store: &Path, name: &str) -> Result<Vec<Layer>> {
-    let (model, tag) = name.split_once(':').unwrap_or((name, "latest"));
-    if !crate::name::is_relative_file(model) || !crate::name::is_relative_file(tag) || tag.contains('/') {
-        return Err(refuse(name, "not a name of that store"));
-    }
+    let (model, tag) = parts(name)?;
     let path = store.join("manifests/registry.ollama.ai/library").join(model).join(tag);
     let file = std::fs::metadata(&path).is_ok_and(|m| m.is_file() && m.len() <= MOST_MANIFEST);
     let Some(file) = file.then(|| std::fs::File::open(&path).ok()).flatten() else {
