@@ -397,7 +397,7 @@ mod tests {
         assert!(matches!(remove(home.path(), "one-int4"), Err(Error::Busy { .. })));
         drop(locked);
         assert_eq!(remove(home.path(), "one-int4").unwrap(), 107);
-        assert_eq!(directories(home.path()), [other.clone()]);
+        assert_eq!(directories(home.path()), [other]);
         assert_eq!(std::fs::read_dir(home.path().join("models")).unwrap().count(), 1);
         assert!(
             remove(home.path(), "one-int4").is_err() && remove(home.path(), "../models/other-int4").is_err()

@@ -44,6 +44,9 @@ pub struct Faults {
 
 pub type Files = BTreeMap<String, Vec<u8>>;
 
+/// Names and contents.
+pub type Named<'a> = Vec<(&'a str, Vec<u8>)>;
+
 /// What the hub holds.
 #[derive(Default)]
 pub struct State {
@@ -107,7 +110,7 @@ impl Standin {
     }
 
     /// A hub with these repositories.
-    pub fn with(repositories: &[(&str, Vec<(&str, Vec<u8>)>)]) -> Self {
+    pub fn with(repositories: &[(&str, Named)]) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let files =
