@@ -219,7 +219,7 @@ fn the_smoke_test_has_an_exit_code() {
     assert_eq!(report["answers"].as_array().unwrap().len(), 5);
 
     sandbox.refuses(&["smoke", "out", "--tokens", "0"], &["--tokens"]);
-    sandbox.refuses(&["smoke", "nonesuch"], &["nonesuch/config.json"]);
+    sandbox.refuses(&["smoke", "nonesuch"], &["nonesuch", "no model"]);
     let mut nan = Source::tiny();
     nan.tensor("model.norm.weight").set(0, f32::NAN);
     let nan = Sandbox::new(&nan);
