@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| squish_fuzz::names(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| squish_fuzz::hub::names(data));

@@ -1,6 +1,6 @@
 //! Weights files and chat templates.
 
-use crate::DIR;
+use crate::scratch::DIR;
 use squish_engine::{ChatRequest, ChatTemplate, Error, Message};
 use squish_hub::scan::scan_bytes;
 use squish_models::{Checkpoint, Device, Model};
