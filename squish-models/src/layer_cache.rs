@@ -1,8 +1,8 @@
-//! Keys and values of one layer: in pages on the CPU, in whole tensors on a GPU.
+//! Keys and values of one layer: in pages on the CPU; on a GPU in whole tensors or, packed, in tensors of pages.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 use squish_kernels::{
-    kv::{Codec, History, Mode},
+    kv::{Codec, DeviceHistory, History, Mode},
     ops,
 };
 
@@ -13,6 +13,8 @@ pub enum LayerCache {
     Paged(History),
     /// On a GPU, in f16 or f32.
     Dense(DenseCache),
+    /// On a GPU, packed.
+    Packed(DeviceHistory),
 }
 
 impl Default for LayerCache {
@@ -28,6 +30,11 @@ impl LayerCache {
         Self::Paged(History::new(mode, recent))
     }
 
+    /// An empty one on a GPU, of whose positions about `recent` are not packed.
+    pub fn on_device(mode: Mode, recent: usize) -> Self {
+        if mode.is_packed() { Self::Packed(DeviceHistory::new(mode, recent)) } else { Self::dense(mode) }
+    }
+
     /// An empty one in tensors, in the type that `mode` has for what is not packed.
     pub fn dense(mode: Mode) -> Self {
         let dtype = if mode.exact() == Codec::F32 { DType::F32 } else { DType::F16 };
@@ -38,16 +45,20 @@ impl LayerCache {
     /// before them where that is `None`.
     ///
     /// # Errors
-    /// When a tensor operation fails; the cache is then as it was.
+    /// When a tensor operation fails; the cache is then as it was. On a GPU, nothing is packed but by
+    /// [`append_heads`](Self::append_heads).
     pub fn append(&mut self, keys: &Tensor, values: &Tensor, window: Option<usize>) -> Result<()> {
         match self {
             Self::Paged(history) => history.append(keys, values, window),
             Self::Dense(cache) => cache.append(keys, values, window),
+            Self::Packed(_) => {
+                Err(Error::Msg("packed keys and values on a GPU come with their queries".into()).bt())
+            }
         }
     }
 
     /// Makes queries, keys and values of new positions ready for attention, appends the latter two, and returns the queries `[heads, n,
-    /// head_dim]`.
+    /// head_dim]`, as [`attend`](Self::attend) of this cache takes them.
     ///
     /// # Errors
     /// As [`append`](Self::append).
@@ -70,6 +81,7 @@ impl LayerCache {
                 (cache.len, cache.window, cache.buffers) = (cache.len + n, window, Some((k, v)));
                 Ok(q)
             }
+            Self::Packed(history) => split.append_pages(qkv, history, window),
         }
     }
 
@@ -85,6 +97,7 @@ impl LayerCache {
                 let (k, v) = cache.views()?;
                 q.apply_op3_no_bwd(&k, &v, &ops::DenseAttention { scale, softcap, window: cache.window })
             }
+            Self::Packed(history) => q.apply_op1_no_bwd(&ops::DeviceAttention { scale, softcap, history }),
         }
     }
 
@@ -100,6 +113,7 @@ impl LayerCache {
         match self {
             Self::Paged(history) => history.window(),
             Self::Dense(cache) => cache.window,
+            Self::Packed(history) => history.window(),
         }
     }
 
@@ -108,6 +122,7 @@ impl LayerCache {
         match self {
             Self::Paged(history) => history.len(),
             Self::Dense(cache) => cache.len,
+            Self::Packed(history) => history.len(),
         }
     }
 
@@ -121,6 +136,7 @@ impl LayerCache {
         match self {
             Self::Paged(history) => history.bytes(),
             Self::Dense(cache) => cache.bytes(),
+            Self::Packed(history) => history.bytes(),
         }
     }
 
@@ -129,6 +145,7 @@ impl LayerCache {
         match self {
             Self::Paged(history) => history.reachable(len),
             Self::Dense(cache) => len.min(cache.len),
+            Self::Packed(history) => history.reachable(len),
         }
     }
 
@@ -137,13 +154,16 @@ impl LayerCache {
         match self {
             Self::Paged(history) => history.truncate(len),
             Self::Dense(cache) => cache.len = cache.len.min(len),
+            Self::Packed(history) => history.truncate(len),
         }
     }
 
     /// Remembers the present length as one to go back to, whatever follows.
     pub fn set_mark(&mut self) {
-        if let Self::Paged(history) = self {
-            history.set_mark();
+        match self {
+            Self::Paged(history) => history.set_mark(),
+            Self::Dense(_) => {}
+            Self::Packed(history) => history.set_mark(),
         }
     }
 
@@ -152,14 +172,15 @@ impl LayerCache {
         match self {
             Self::Paged(history) => *history = history.emptied(),
             Self::Dense(cache) => (cache.buffers, cache.len) = (None, 0),
+            Self::Packed(history) => *history = history.emptied(),
         }
     }
 
-    /// The pages, where it has such.
+    /// The pages on the CPU, where it has such.
     pub fn history(&self) -> Option<&History> {
         match self {
             Self::Paged(history) => Some(history),
-            Self::Dense(_) => None,
+            Self::Dense(_) | Self::Packed(_) => None,
         }
     }
 }
@@ -211,7 +232,7 @@ impl DenseCache {
 
     /// The positions in use.
     fn views(&self) -> Result<(Tensor, Tensor)> {
-        let none = || candle_core::Error::Msg("attention over an empty cache".into()).bt();
+        let none = || Error::Msg("attention over an empty cache".into()).bt();
         let (k, v) = self.buffers.as_ref().ok_or_else(none)?;
         Ok((k.narrow(1, 0, self.len)?, v.narrow(1, 0, self.len)?))
     }

@@ -1,7 +1,7 @@
 //! The bundled squished model on a Metal device and on the CPU. Does nothing where there is no such device.
 #![cfg(feature = "metal")]
 
-use squish_models::{Arithmetic, Checkpoint, Device, Model, Session, metal_device};
+use squish_models::{Arithmetic, Checkpoint, Device, KvPolicy, Model, Session, SessionOptions, metal_device};
 use std::path::Path;
 
 fn bundled(device: &Device) -> Model {
@@ -34,5 +34,40 @@ fn tokens_are_those_of_the_cpu() {
         assert!(difference < 2e-2, "step {step}: logits differ by {difference}");
         assert_eq!(argmax(&cpu), argmax(&metal), "step {step}");
         next = vec![argmax(&cpu) as u32];
+    }
+}
+
+/// Keys and values packed, nearly all of them: 137 tokens to begin with, then 32 that are the likeliest on the CPU.
+#[test]
+fn packed_keys_and_values_give_the_tokens_of_the_cpu() {
+    let Some(device) = metal_device() else {
+        eprintln!("skipped: there is no Metal device");
+        return;
+    };
+    let models = [bundled(&Device::Cpu), bundled(&device)];
+    for (mode, bound) in [("k8v8", 2e-2), ("k8v4", 5e-2), ("k4v4", 5e-2)] {
+        let kv = KvPolicy::Fixed(mode.parse().unwrap());
+        let options = SessionOptions { kv, recent: 0, ..SessionOptions::default() };
+        let mut sessions = models.each_ref().map(|model| model.session_with(options).unwrap());
+        let mut next: Vec<u32> = (0..137).map(|i| 100 + 97 * i % 1000).collect();
+        let mut most = 0f32;
+        for step in 0..33 {
+            let feed = |session: &mut Session| session.feed(&next).unwrap().to_vec1::<f32>().unwrap();
+            let [cpu, metal] = sessions.each_mut().map(feed);
+            let difference = cpu.iter().zip(&metal).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert_eq!(argmax(&cpu), argmax(&metal), "{mode}, step {step}");
+            most = most.max(difference);
+            next = vec![argmax(&cpu) as u32];
+        }
+        println!("{mode}: largest difference of a logit {most:.2e}");
+        assert!(most < bound, "{mode}: logits differ by {most}");
+        // A session that goes back to a mark gives what it gave.
+        let [_, session] = &mut sessions;
+        session.set_mark();
+        let mut feed = |session: &mut Session| session.feed(&[7]).unwrap().to_vec1::<f32>().unwrap();
+        let (len, before) = (session.len(), feed(session));
+        session.feed(&[8; 200]).unwrap();
+        assert_eq!(session.truncate(len), len);
+        assert_eq!(feed(session), before, "{mode}: after going back");
     }
 }
