@@ -80,7 +80,20 @@ impl Pages {
                 (vec![0xff; packs * unit], vec![0xff; packs * 2 * kv_heads * PAGE]);
             for i in all.saturating_sub(ring)..all {
                 let store = self.store(side, i, false).expect("all is held");
-                exact[i % ring * 2 * page..][..2 * page].copy_from_slice(store.parts().0);
+                let held = &mut exact[i % ring * 2 * page..][..2 * page];
+                held.copy_from_slice(store.parts().0);
+                // Behind the last position.
+                for at in self.history.len().saturating_sub(i * PAGE)..PAGE {
+                    for unit in 0..kv_heads * head_dim {
+                        match side {
+                            Side::Keys => held[(unit * PAGE + at) * 2..][..2].fill(0xff),
+                            Side::Values if unit % PAGE == at => {
+                                held[unit * PAGE * 2..][..PAGE * 2].fill(0xff)
+                            }
+                            Side::Values => {}
+                        }
+                    }
+                }
             }
             for i in 0..packs {
                 let Some(store) = self.store(side, i, true) else { continue };

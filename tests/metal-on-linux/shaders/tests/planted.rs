@@ -1,10 +1,12 @@
 //! Faults planted on purpose, each of which a test must find.
 
 use shader_runner::{Order, lint};
-use shader_tests::{ORDERS, Random, Shaders, bytes, snr, traced};
+use shader_tests::{Asked, ORDERS, Pages, Random, Shaders, bytes, queries, snr, traced};
 use squish_kernels::{
     Rotation,
+    kv::Mode,
     metal::{self, Before},
+    ops::DenseAttention,
 };
 
 /// Files of the project's shaders, in which `what`, which is there once, is replaced.
@@ -30,6 +32,31 @@ fn product(source: &str, scheme: &str, rows: usize) -> Option<String> {
     let launches = [metal::product(&w.packed, 1)];
     for order in ORDERS {
         match shaders.try_run(&launches, &w.parts(), &[&bytes(&x)], 4 * rows, order) {
+            Err(fault) => return Some(fault),
+            Ok(found) => {
+                let ratio = snr(&expected, &found.floats());
+                if ratio.is_nan() || ratio < 100.0 {
+                    return Some(format!("{ratio:.0} dB in order {order:?}"));
+                }
+            }
+        }
+    }
+    None
+}
+
+/// What a test of attention over pages finds, for so many queries.
+fn attention(source: &str, n: usize) -> Option<String> {
+    let shaders = Shaders::of(source).unwrap_or_else(|e| panic!("{e}"));
+    let (random, heads, positions) = (&mut Random::new(1), 2, 150);
+    let pages = Pages::new(Mode::K8V4, [1, positions, 64], 0, n, random);
+    let (q, held) = queries(random, heads * n * 64);
+    let op = DenseAttention { scale: 0.1, softcap: None, window: None };
+    let expected = pages.attention(&op, Asked { heads, n }, &q);
+    let launches = [metal::attention_pages(&op, [heads, n], positions, &pages.shape()).unwrap()];
+    let buffers = pages.buffers();
+    let inputs: Vec<&[u8]> = std::iter::once(&held).chain(&buffers).map(Vec::as_slice).collect();
+    for order in ORDERS {
+        match shaders.try_run(&launches, &[], &inputs, 4 * expected.len(), order) {
             Err(fault) => return Some(fault),
             Ok(found) => {
                 let ratio = snr(&expected, &found.floats());
@@ -91,6 +118,39 @@ fn a_tail_one_too_long() {
     found(product(&source, "tcq4", 37), as_what);
     let source = planted(&UNITS, "lane == 0 && row < p.rows", "lane == 0 && row <= p.rows");
     found(product(&source, "int8", 37), as_what);
+}
+
+/// In attention over pages: a barrier, the end of what is seen, a lane's share of a unit, a buffer index.
+#[test]
+fn attention_with_faults() {
+    if !traced() {
+        return;
+    }
+    let one =
+        ["common", "rotate", "attention", "pages", "attention_pages"].map(|name| format!("{name}.metal"));
+    let one = one.each_ref().map(String::as_str);
+    let many = [&one[..], &["attention_tiled.metal"]].concat();
+    assert_eq!(
+        attention(&planted(&many, "In the end the simdgroups'", "At last the simdgroups'"), 1),
+        None
+    );
+
+    let load = "blocks.load(VALUES,";
+    let source =
+        planted(&many, &format!("threadgroup_barrier(mem_flags::mem_threadgroup);\n    {load}"), load);
+    found(attention(&source, 9), "a race with a load: threadgroup memory 1");
+    let source = planted(&one, "if (page * 64 + place >= end) continue;", "");
+    found(attention(&source, 1), "NaN dB");
+    let source = planted(&many, "const bool there = page * 64 + at < end && unit", "const bool there = unit");
+    found(attention(&source, 9), "NaN dB");
+    let source =
+        planted(&one, "words[i % 8 / 4] >> (8 * (i % 4) + 4 * (i / 8))", "words[i / 8] >> (4 * (i % 8))");
+    found(attention(&source, 1), "dB");
+    let there =
+        "device const half* key_scales [[buffer(5)]],\n    device const half* value_scales [[buffer(6)]]";
+    let with =
+        "device const half* key_scales [[buffer(6)]],\n    device const half* value_scales [[buffer(5)]]";
+    found(attention(&planted(&one, there, with), 1), "is `value_scales`, bound is `key_scales`");
 }
 
 #[test]
