@@ -112,8 +112,7 @@ fn a_barrier_left_out() {
 
 #[test]
 fn a_tail_one_too_long() {
-    let as_what =
-        if traced() { "an access out of bounds" } else { "AddressSanitizer: heap-buffer-overflow, a store" };
+    let as_what = if traced() { "an access out of bounds" } else { "AddressSanitizer: heap-buffer-overflow" };
     let source = planted(&TRELLIS, "row < p.rows && n < p.batch", "row <= p.rows && n < p.batch");
     found(product(&source, "tcq4", 37), as_what);
     let source = planted(&UNITS, "lane == 0 && row < p.rows", "lane == 0 && row <= p.rows");
@@ -130,10 +129,7 @@ fn attention_with_faults() {
         ["common", "rotate", "attention", "pages", "attention_pages"].map(|name| format!("{name}.metal"));
     let one = one.each_ref().map(String::as_str);
     let many = [&one[..], &["attention_tiled.metal"]].concat();
-    assert_eq!(
-        attention(&planted(&many, "In the end the simdgroups'", "At last the simdgroups'"), 1),
-        None
-    );
+    assert_eq!(attention(&planted(&many, "In the end the simdgroups'", "At last the simdgroups'"), 1), None);
 
     let load = "blocks.load(VALUES,";
     let source =
