@@ -50,24 +50,37 @@ impl Text {
         }
     }
 
+    /// Queries, keys, values, cosines and sines of `n` positions.
+    fn rows(&self, start: usize, n: usize) -> [Tensor; 5] {
+        let [q, k, v] = &self.qkv;
+        [q, k, v, &self.cos, &self.sin].map(|t| t.narrow(0, start, n).unwrap())
+    }
+
+    /// Appends `n` positions on the device, and returns their queries.
+    fn append(&mut self, start: usize, n: usize) -> Tensor {
+        let [q, k, v, cos, sin] = self.rows(start, n).map(|t| t.to_device(&self.on).unwrap());
+        split(&cos, &sin).append_pages([&q, &k, &v], &mut self.device, self.window).unwrap()
+    }
+
+    /// Makes another text of it.
+    fn negate(&mut self) {
+        self.qkv = self.qkv.each_ref().map(|t| t.neg().unwrap());
+    }
+
     /// Reads on to `end`, in portions of `n`: both find the same.
     fn read(&mut self, end: usize, n: usize) {
         while self.cpu.len() < end {
             let start = self.cpu.len();
             let n = n.min(end - start);
-            let rows = |t: &Tensor| t.narrow(0, start, n).unwrap();
-            let [q, k, v, cos, sin] =
-                [&self.qkv[0], &self.qkv[1], &self.qkv[2], &self.cos, &self.sin].map(rows);
+            let [q, k, v, cos, sin] = self.rows(start, n);
             let split = split(&cos, &sin);
             let [asked, k_heads, v_heads] = split.split([&q, &k, &v]).unwrap();
             self.cpu.append(&k_heads, &v_heads, self.window).unwrap();
-            self.cpu.prune();
             let op = Attention { scale: 0.5, softcap: None, history: &self.cpu };
             let expected = floats(&asked.apply_op1_no_bwd(&op).unwrap());
+            self.cpu.prune();
 
-            let [q, k, v, cos, sin] = [q, k, v, cos, sin].map(|t| t.to_device(&self.on).unwrap());
-            let qkv = [&q, &k, &v];
-            let asked = self::split(&cos, &sin).append_pages(qkv, &mut self.device, self.window).unwrap();
+            let asked = self.append(start, n);
             let op = DeviceAttention { scale: 0.5, softcap: None, history: &self.device };
             let found = floats(&asked.apply_op1_no_bwd(&op).unwrap());
             let signal: f32 = expected.iter().map(|v| v * v).sum();
@@ -116,31 +129,69 @@ fn finds_what_the_cpu_finds() {
     }
 }
 
-/// A few positions, to a mark, and in a copy.
+/// A few positions, and to a mark, when the pages of both that are held as they came have been written over since.
 #[test]
 fn goes_back_as_the_cpu_does() {
     let Some(device) = device() else { return };
-    let mut text = Text::new(Mode::K8V4, 500, None, &device);
+    let mut text = Text::new(Mode::K8V4, 1000, None, &device);
     text.read(150, 150);
     text.cpu.set_mark();
     text.device.set_mark();
     text.read(330, 90);
     text.go_back(325);
     assert_eq!(text.device.len(), 325);
-    text.read(330, 1);
-    let copies = (text.cpu.clone(), text.device.clone());
+    text.read(900, 90);
     // To the mark, whatever followed; what is read again is found again.
     text.go_back(150);
     assert_eq!(text.device.len(), 150);
     text.read(260, 50);
-    // Copies did not go back.
-    (text.cpu, text.device) = copies;
-    assert_eq!(text.device.len(), 330);
-    text.read(500, 85);
     // Before what is held and without a mark there, all of it is read again.
+    text.read(900, 90);
     text.go_back(100);
     assert_eq!(text.device.len(), 0);
     assert_eq!(text.device.bytes(), 0);
+    text.read(260, 130);
+}
+
+/// With tensors of their own: what is read behind a copy does not show in it.
+#[test]
+fn copies_are_of_their_own() {
+    let Some(device) = device() else { return };
+    let mut text = Text::new(Mode::K8V4, 1000, None, &device);
+    text.read(330, 90);
+    text.cpu.set_mark();
+    text.device.set_mark();
+    text.read(340, 1);
+    let copies = (text.cpu.clone(), text.device.clone());
+    text.negate();
+    text.read(900, 90);
+    text.negate();
+    (text.cpu, text.device) = copies;
+    assert_eq!(text.device.len(), 340);
+    text.read(700, 90);
+    text.go_back(330);
+    assert_eq!(text.device.len(), 330);
+    text.read(400, 35);
+}
+
+/// A ring that has grown does not hold the pages that were written over before it grew.
+#[test]
+fn a_ring_that_grows_holds_what_it_held() {
+    let Some(device) = device() else { return };
+    let mut text = Text::new(Mode::K8V4, 700, None, &device);
+    text.read(20, 20);
+    // Four pages, of which the first is 6.
+    text.read(640, 60);
+    assert_eq!(text.device.reachable(448), 448);
+    text.device.truncate(448);
+    assert_eq!(text.device.len(), 448);
+    // Seven pages.
+    text.append(448, 200);
+    assert_eq!(text.device.len(), 648);
+    assert_eq!(text.device.reachable(448), 448);
+    assert_eq!(text.device.reachable(330), 0);
+    text.device.truncate(330);
+    assert!(text.device.is_empty());
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use candle_core::{DType, Device, Error, Result, Tensor};
 use squish_kernels::{
-    kv::{Codec, DeviceHistory, History, Mode},
+    kv::{
+        Codec, DeviceHistory, History, Mode,
+        buffers::{copied, grown},
+    },
     ops,
 };
 
@@ -188,10 +191,6 @@ impl LayerCache {
 /// Positions by which a full cache grows at least.
 const GROWTH: usize = 256;
 
-/// A full cache grows by one part in so many, at least: that much of it may be empty, and a position is copied
-/// about as many times.
-const GROWTH_SHARE: usize = 8;
-
 /// Two buffers `[kv_heads, capacity, head_dim]`, of which `len` positions are in use.
 #[derive(Debug)]
 pub struct DenseCache {
@@ -205,7 +204,7 @@ impl DenseCache {
     /// The most bytes that one takes which holds up to `positions`: with what has been grown ahead, and the second buffer of one
     /// that is growing.
     pub fn most_bytes(mode: Mode, (kv_heads, head_dim): (usize, usize), positions: usize) -> usize {
-        let capacity = positions.next_multiple_of(GROWTH).max(positions + positions / GROWTH_SHARE);
+        let capacity = grown(positions, positions, GROWTH);
         3 * kv_heads * capacity * head_dim * mode.exact().bits() / 8
     }
 
@@ -222,11 +221,11 @@ impl DenseCache {
 
     /// The buffers, or larger ones, with room for `next` `[kv_heads, n, head_dim]` behind the positions in use.
     fn room(&self, next: (usize, usize, usize), device: &Device) -> Result<(Tensor, Tensor)> {
-        let grown = |held| grown(held, next, self.len, self.dtype, device);
+        let larger = |held| larger(held, next, self.len, self.dtype, device);
         match &self.buffers {
             Some((k, v)) if k.dim(1)? >= self.len + next.1 => Ok((k.clone(), v.clone())),
-            Some((k, v)) => Ok((grown(Some(k))?, grown(Some(v))?)),
-            None => Ok((grown(None)?, grown(None)?)),
+            Some((k, v)) => Ok((larger(Some(k))?, larger(Some(v))?)),
+            None => Ok((larger(None)?, larger(None)?)),
         }
     }
 
@@ -246,22 +245,20 @@ impl DenseCache {
 impl Clone for DenseCache {
     /// A copy with buffers of its own: appending to one does not show in the other.
     fn clone(&self) -> Self {
-        let buffers = self.buffers.as_ref().and_then(|(k, v)| Some((k.copy().ok()?, v.copy().ok()?)));
+        let buffers = self.buffers.as_ref().and_then(|(k, v)| Some((copied(k).ok()?, copied(v).ok()?)));
         Self { len: if buffers.is_some() { self.len } else { 0 }, buffers, ..*self }
     }
 }
 
 /// A larger buffer that holds the first `len` positions of `held`, and room for `next` after them.
-fn grown(
+fn larger(
     held: Option<&Tensor>,
     (heads, n, head_dim): (usize, usize, usize),
     len: usize,
     dtype: DType,
     device: &Device,
 ) -> Result<Tensor> {
-    // Growing by a share of what is held keeps the copying per position constant.
-    let capacity = (len + n).next_multiple_of(GROWTH).max(len + len / GROWTH_SHARE);
-    let buffer = Tensor::zeros((heads, capacity, head_dim), dtype, device)?;
+    let buffer = Tensor::zeros((heads, grown(len, len + n, GROWTH), head_dim), dtype, device)?;
     if let Some(held) = held.filter(|_| len > 0) {
         buffer.slice_set(&held.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
     }
@@ -291,8 +288,7 @@ mod tests {
             });
             at += n;
             assert!(dense.len() == at && paged.len() == at);
-            let error = found[0].iter().zip(&found[1]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(error < 1e-5, "{at}: {error}");
+            assert!(found[0].iter().zip(&found[1]).all(|(a, b)| (a - b).abs() < 1e-5), "{at}");
         }
         let copy = dense.clone();
         for cache in [&mut dense, &mut paged] {

@@ -4,16 +4,17 @@
 //! alone. The pages that may still be seen as they came lie in a ring; those of a mark in a copy of it. Packed pages are all
 //! kept, those included that no window sees any more.
 
-use super::{Codec, Mode, PAGE, history::SEED};
+use super::{
+    Codec, Mode, PAGE,
+    buffers::{copied, grown},
+    history::SEED,
+};
 use crate::{Rotation, metal::PagesShape};
 use candle_core::{DType, Device, Error, Result, Tensor};
 use std::{ops::Range, sync::Arc};
 
 /// Packed pages by which a full side grows at least.
 const GROWTH: usize = 4;
-
-/// A full side grows by one part in so many, at least.
-const GROWTH_SHARE: usize = 8;
 
 /// Keys and values of one layer on a GPU, in a mode that packs at least one of them.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub struct DeviceHistory {
     packed: usize,
     /// Pages that were begun since the ring was empty: it holds the last of these.
     begun: usize,
+    /// The first page that it may hold, had it room for more: one that has grown has none of those before.
+    oldest: usize,
     mark: Option<Mark>,
 }
 
@@ -54,6 +57,7 @@ struct Side {
 struct Mark {
     len: usize,
     begun: usize,
+    oldest: usize,
     /// Of the sides that are packed.
     exact: [Option<Tensor>; 2],
 }
@@ -62,7 +66,7 @@ impl DeviceHistory {
     /// An empty one, of which about `recent` positions stay as they came.
     pub fn new(mode: Mode, recent: usize) -> Self {
         let recent = recent.div_ceil(PAGE);
-        Self { mode, recent, window: None, held: None, len: 0, packed: 0, begun: 0, mark: None }
+        Self { mode, recent, window: None, held: None, len: 0, packed: 0, begun: 0, oldest: 0, mark: None }
     }
 
     /// Whether a device can store heads of this width so.
@@ -163,6 +167,7 @@ impl DeviceHistory {
             Ok::<_, Error>(Side { exact, packed: Some((units, scales)) })
         };
         let sides = [side(0, self.mode.keys)?, side(1, self.mode.values)?];
+        self.oldest = self.exact_pages().start;
         self.held = Some(Held { kv_heads, head_dim, rotation, sides });
         // From here on the ring's oldest pages may be written over.
         self.begun = self.begun.max(end.div_ceil(PAGE));
@@ -185,7 +190,7 @@ impl DeviceHistory {
         let packed = [self.mode.keys, self.mode.values].map(Codec::is_packed);
         let rings = self.shape().map(|shape| shape.rings.into_iter().zip(packed));
         let ring = rings.into_iter().flatten().filter(|(_, packed)| *packed).map(|(ring, _)| ring).min();
-        self.begun.saturating_sub(ring.unwrap_or(0))..self.begun
+        self.begun.saturating_sub(ring.unwrap_or(0)).max(self.oldest)..self.begun
     }
 
     /// Whether the pages are held that a query at position `len` sees as they came.
@@ -195,12 +200,12 @@ impl DeviceHistory {
 
     /// Remembers the present length as one to go back to, in the place of the one remembered before.
     pub fn set_mark(&mut self) {
-        let ring = |side: &Side| side.packed.is_some().then(|| side.exact.copy()).transpose();
+        let ring = |side: &Side| side.packed.is_some().then(|| copied(&side.exact)).transpose();
         let rings =
             self.held.as_ref().map(|held| Ok::<_, Error>([ring(&held.sides[0])?, ring(&held.sides[1])?]));
         // Without memory for it there is none to go back to.
         let exact = rings.and_then(Result::ok);
-        self.mark = exact.map(|exact| Mark { len: self.len, begun: self.begun, exact });
+        self.mark = exact.map(|exact| Mark { len: self.len, begun: self.begun, oldest: self.oldest, exact });
     }
 
     /// The greatest length up to `len` to which [`truncate`](Self::truncate) can go back.
@@ -217,7 +222,7 @@ impl DeviceHistory {
         if len >= self.len {
             return;
         }
-        if !self.holds_for(len) && !self.restore_mark(len) {
+        if len == 0 || (!self.holds_for(len) && !self.restore_mark(len)) {
             *self = self.emptied();
             return;
         }
@@ -235,10 +240,10 @@ impl DeviceHistory {
         };
         for (side, exact) in held.sides.iter_mut().zip(&mark.exact) {
             let Some(exact) = exact else { continue };
-            let Ok(exact) = exact.copy() else { return false };
+            let Ok(exact) = copied(exact) else { return false };
             side.exact = exact;
         }
-        self.begun = mark.begun;
+        (self.begun, self.oldest) = (mark.begun, mark.oldest);
         true
     }
 
@@ -277,29 +282,28 @@ impl Side {
     }
 
     fn copy(&self) -> Result<Self> {
-        let packed =
-            self.packed.as_ref().map(|(units, scales)| Ok::<_, Error>((units.copy()?, scales.copy()?)));
-        Ok(Self { exact: self.exact.copy()?, packed: packed.transpose()? })
+        let packed = self.packed.as_ref();
+        let packed = packed.map(|(units, scales)| Ok::<_, Error>((copied(units)?, copied(scales)?)));
+        Ok(Self { exact: copied(&self.exact)?, packed: packed.transpose()? })
     }
 }
 
 /// How many pages a tensor must have.
 struct Room {
     needed: usize,
-    /// Allocated where there are fewer.
-    wanted: usize,
+    /// Whether one that has fewer grows by a share of them too, which keeps the copying per position constant.
+    ahead: bool,
     /// Pages that are held already.
     kept: Range<usize>,
 }
 
 impl Room {
     fn exactly(needed: usize, kept: Range<usize>) -> Self {
-        Self { needed, wanted: needed, kept }
+        Self { needed, ahead: false, kept }
     }
 
-    /// Growing by a share of what is held keeps the copying per position constant.
     fn ahead(needed: usize, kept: Range<usize>) -> Self {
-        Self { needed, wanted: (needed + needed / GROWTH_SHARE).next_multiple_of(GROWTH), kept }
+        Self { needed, ahead: true, kept }
     }
 
     /// The tensor of pages, or a larger one with what it holds: page `i` at `i` modulo the number of pages.
@@ -308,12 +312,13 @@ impl Room {
         if let Some(held) = held.filter(|_| pages >= self.needed) {
             return Ok(held.clone());
         }
-        let new = Tensor::zeros([&[self.wanted][..], dims].concat(), dtype, device)?;
+        let wanted = if self.ahead { grown(pages, self.needed, GROWTH) } else { self.needed };
+        let new = Tensor::zeros([&[wanted][..], dims].concat(), dtype, device)?;
         if let Some(held) = held {
             let mut page = self.kept.start;
             while page < self.kept.end {
-                let (from, to) = (page % pages, page % self.wanted);
-                let run = (pages - from).min(self.wanted - to).min(self.kept.end - page);
+                let (from, to) = (page % pages, page % wanted);
+                let run = (pages - from).min(wanted - to).min(self.kept.end - page);
                 new.slice_set(&held.narrow(0, from, run)?, 0, to)?;
                 page += run;
             }

@@ -7,10 +7,12 @@
 //! | [`page`] | 64 positions of one layer, laid out as attention reads them |
 //! | [`history`] | the pages of one layer: appending, packing what is no longer recent, dropping what no window sees |
 //! | [`device_history`] | the same on a GPU, in tensors |
+//! | [`buffers`] | how such tensors grow, and are copied |
 //!
 //! The layout is specified in `docs/format.md`, section 9. [`ops::Attention`](crate::ops::Attention) and
 //! [`ops::DeviceAttention`](crate::ops::DeviceAttention) read it as it stands.
 
+pub mod buffers;
 pub mod codec;
 pub mod device_history;
 pub mod history;
