@@ -28,7 +28,7 @@ struct Head {
   device const float* factor;
   device const float* cosines;
   device const float* sines;
-  float scale;      // of the norm; 0 for none
+  float scale;      // of the norm, where there is one
 };
 
 // The head of a threadgroup: queries' first, then keys', then values'.
@@ -47,7 +47,6 @@ METAL_FUNC void find_operands(
   head.factor = factor;
   head.cosines = cosines + position * (p.head_dim / 2);
   head.sines = sines + position * (p.head_dim / 2);
-  head.scale = 0;
   // The same for all threads of a threadgroup.
   if (!p.normed || head.kind == 2) return;
   float sum = 0;
@@ -67,7 +66,7 @@ METAL_FUNC void ready_pair(constant SplitHeads& p, thread const Head& head, uint
     low += head.bias[i];
     high += head.bias[i + pairs];
   }
-  if (head.scale > 0) {
+  if (p.normed && head.kind < 2) {
     low *= head.scale * head.factor[i];
     high *= head.scale * head.factor[i + pairs];
   }
