@@ -2,26 +2,27 @@
 // packed: H D of queries, keys and values whose side is packed, a code a number, a scale a vector.
 //
 // Reads     q f32 [n, heads, head_dim], k and v f32 [n, kv_heads, head_dim]; of pages that are packed, f16.
-// Grid      (heads + 2 kv_heads + packers, n) threadgroups of a simdgroup: one head of one position each, a lane holding every
-//           32nd channel; and, in the first row, 8 b packers a page, head and side of b bits, each with the 8 / b positions that
-//           share bytes.
+// Grid      (heads + 2 kv_heads, n) threadgroups of a simdgroup: one head of one position each, a lane holding every 32nd
+//           channel; and 8 b packers a page, head and side of b bits, each with the 8 / b positions that share bytes: of one
+//           position in the same launch, behind its heads, of more in one of their own.
 // Moves     6 bytes a number kept, 8 a number of a query (with norms 4 more, from the cache); to pack, 2 + b / 8 bytes a number.
-// Aims at   the time of a dispatch. A page is packed once in 64 tokens, in the same launch.
+// Aims at   the time of a dispatch. A page is packed once in 64 tokens.
 //
 // Codes: int8 by the largest magnitude; of the Gaussian levels the nearest, for the scale that is best for them, which is found by
 // turns, x . l / l . l for levels l.
 
 struct Packing {
-  uint first_group;       // of packers in the grid's row
+  uint first_group;       // of packers: before it are heads
   uint first_page;
   uint rounds;
   float unit_scales[2];   // of the Gaussian levels of keys and values, for values of variance 1
 };
 
-// A byte for each of a lane's numbers.
+// A code for each of a lane's numbers, and the bits of their f16 scale: arithmetic that knows no infinities need not keep
+// a half that is none.
 struct Codes {
   uint of[8];
-  half scale;
+  ushort scale;
 };
 
 METAL_FUNC void nearest_codes(
@@ -35,7 +36,10 @@ METAL_FUNC void nearest_codes(
   }
 }
 
-METAL_FUNC float inverse_of(half scale) { return float(scale) > 0 ? 1 / float(scale) : 0.0f; }
+METAL_FUNC float inverse_of(ushort bits) {
+  const float scale = float(as_type<half>(bits));
+  return scale > 0 ? 1 / scale : 0.0f;
+}
 
 // The codes of a vector, of which x[e] is channel lane + 32 e, for e below count. One that is not finite has a scale that is
 // none.
@@ -46,7 +50,7 @@ METAL_FUNC void encode(
     float most = 0;
     #pragma clang loop unroll(full)
     for (uint e = 0; e < 8; e++) most = max(most, e < count ? abs(x[e]) : 0.0f);
-    codes.scale = half(simd_max(most) / 127);
+    codes.scale = as_type<ushort>(half(simd_max(most) / 127));
     const float inverse = inverse_of(codes.scale);
     #pragma clang loop unroll(full)
     for (uint e = 0; e < 8; e++) codes.of[e] = uint(int(clamp(round(x[e] * inverse), -127.0f, 127.0f))) & 255;
@@ -66,11 +70,11 @@ METAL_FUNC void encode(
       }
       scale = simd_sum(product) / simd_sum(square);
     }
-    codes.scale = half(scale);
+    codes.scale = as_type<ushort>(half(scale));
     nearest_codes(x, count, levels, bits, inverse_of(codes.scale), codes.of);
   }
   if (!finite) {
-    codes.scale = as_type<half>(ushort(0x7e00));
+    codes.scale = 0x7e00;
     #pragma clang loop unroll(full)
     for (uint e = 0; e < 8; e++) codes.of[e] = 0;
   }
@@ -79,7 +83,7 @@ METAL_FUNC void encode(
 // Packs the positions of one head's side of a page that share byte `group` of a unit of keys, or as many of values.
 METAL_FUNC void pack_positions(
     constant Pages& p, constant Packing& packing, uint side, uint page, uint kv_head, uint group,
-    device const half* recent, device uchar* packed, device half* scales, constant float* levels, uint lane) {
+    device const half* recent, device uchar* packed, device ushort* scales, constant float* levels, uint lane) {
   const uint bits = p.bits[side], unit = 8 * bits, count = p.head_dim / 32;
   device const half* from = recent + (page % p.rings[side] * p.kv_heads + kv_head) * p.head_dim * 64;
   device uchar* to = packed + (page * p.kv_heads + kv_head) * p.head_dim * unit;
@@ -145,8 +149,8 @@ kernel void append_pages(
     device half* recent_values [[buffer(12)]],
     device uchar* packed_keys [[buffer(13)]],
     device uchar* packed_values [[buffer(14)]],
-    device half* key_scales [[buffer(15)]],
-    device half* value_scales [[buffer(16)]],
+    device ushort* key_scales [[buffer(15)]],        // f16
+    device ushort* value_scales [[buffer(16)]],
     constant uint* signs [[buffer(17)]],             // of 256 channels
     constant float* levels [[buffer(18)]],           // [2, 16], of keys and of values
     constant SplitHeads& p [[buffer(19)]],
@@ -155,7 +159,6 @@ kernel void append_pages(
     uint2 at [[threadgroup_position_in_grid]],
     uint lane [[thread_index_in_simdgroup]]) {
   if (at.x >= packing.first_group) {
-    if (at.y > 0) return;
     const uint of_keys = pages.bits[KEYS] < 16 ? 8 * pages.bits[KEYS] : 0;
     const uint of_values = pages.bits[VALUES] < 16 ? 8 * pages.bits[VALUES] : 0;
     const uint packer = at.x - packing.first_group, a_head = of_keys + of_values;

@@ -65,7 +65,7 @@ impl PagesShape<'_> {
 /// As [`split_heads`](super::split_heads), but keys and values are put into pages, and the pages `pack` packed: inputs 3 to 8 are
 /// keys and values as they came, packed keys and values, scales of keys and of values; cosines and so on follow.
 ///
-/// Pages that were full before go into the same launch, others come in one of their own.
+/// Those of a single position, which were full before it, go into its launch, others into one of their own.
 pub fn append_pages(s: &HeadsShape, pages: &PagesShape, pack: Range<usize>) -> Vec<Launch> {
     let launch = |heads: usize, positions: usize, pack: &Range<usize>| {
         let packing = [heads as u32, pack.start as u32, ROUNDS as u32];
@@ -90,7 +90,7 @@ pub fn append_pages(s: &HeadsShape, pages: &PagesShape, pack: Range<usize>) -> V
         Launch { kernel: "append_pages".into(), groups, threads: SIMDGROUP, shared: vec![], arguments }
     };
     let heads = s.heads + 2 * s.kv_heads;
-    if pack.end * PAGE <= s.start || pack.is_empty() {
+    if s.positions == 1 || pack.is_empty() {
         vec![launch(heads, s.positions, &pack)]
     } else {
         vec![launch(heads, s.positions, &(0..0)), launch(0, 1, &pack)]
