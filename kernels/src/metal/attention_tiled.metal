@@ -6,7 +6,7 @@
 //           than 128): of positions of one page, those of all heads that share a key head, so that a page is recent to all or
 //           none of them.
 // Moves     each byte of keys and values that the tile sees once, into threadgroup memory, as f32: 1 / 32 of what a
-//           query at a time takes.
+//           query at a time takes, in heads of more than 128 channels 1 / 16.
 // Aims at   the arithmetic of simdgroup matrices: 4 head_dim operations a query and key.
 //
 // A simdgroup has eight queries in registers, and their mixes. Blocks of as many keys as the tile has queries come into threadgroup
@@ -16,7 +16,7 @@
 // Sizes of a tile for heads of up to WIDTH channels.
 template <uint WIDTH>
 struct Tile {
-  static constexpr constant uint ROWS = WIDTH > 128 ? 16 : 32;       // queries, and keys of a block
+  static constexpr constant uint ROWS = WIDTH > 128 ? 16 : 32;       // queries, and keys of a block; they divide the 64 of a page
   static constexpr constant uint THREADS = 4 * ROWS;                 // a simdgroup for eight queries
   static constexpr constant uint STRIDE = WIDTH + 4;                 // from one row of the block to the next
   static constexpr constant uint SCORES = ROWS + 4;                  // and of the scores
@@ -130,14 +130,14 @@ METAL_FUNC void attend_tile(
   constexpr uint ROWS = Tile<WIDTH>::ROWS, THREADS = Tile<WIDTH>::THREADS, STRIDE = Tile<WIDTH>::STRIDE;
   constexpr uint SCORES = Tile<WIDTH>::SCORES;
   const uint group = p.heads / p.kv_heads, past = p.positions - p.queries;
-  const uint tiles = (64 * group + ROWS - 1) / ROWS, page = past / 64 + at.y / tiles, first_row = at.y % tiles * ROWS;
+  const uint tiles = 64 * group / ROWS, page = past / 64 + at.y / tiles, first_row = at.y % tiles * ROWS;
   // Row r of a page is head r % group of position r / group. The tile's positions, of those that ask:
   const uint start = max(page * 64 + first_row / group, past);
-  const uint stop = min(min(page * 64 + (first_row + ROWS - 1) / group, page * 64 + 63) + 1, p.positions);
+  const uint stop = min(page * 64 + (first_row + ROWS - 1) / group + 1, p.positions);
   if (start >= stop) return;
   for (uint i = thread_index; i < ROWS * WIDTH; i += THREADS) {
     const uint row = first_row + i / WIDTH, channel = i % WIDTH, position = page * 64 + row / group;
-    const bool there = row < 64 * group && position >= past && position < p.positions && channel < p.head_dim;
+    const bool there = position >= past && position < p.positions && channel < p.head_dim;
     const uint head = at.x * group + row % group;
     block[i / WIDTH * STRIDE + channel] =
         there ? q[(head * p.queries + position - past) * p.head_dim + channel] * p.scale : 0.0f;
@@ -151,7 +151,7 @@ METAL_FUNC void attend_tile(
   }
   // The query that this lane sees scores of, with three others.
   const uint row = first_row + 8 * simdgroup + lane / 4, position = page * 64 + row / group;
-  const uint end = row < 64 * group && position >= past && position < p.positions ? position + 1 : 0;
+  const uint end = position >= past && position < p.positions ? position + 1 : 0;
   const uint begin = p.window == 0 || end < p.window ? 0 : end - p.window;
   threadgroup float* own = scores + simdgroup * (8 * SCORES + 64);
   threadgroup float* diagonal = own + 8 * SCORES;
@@ -193,7 +193,7 @@ METAL_FUNC void attend_tile(
     #pragma clang loop unroll(full)
     for (uint j = 0; j < ROWS / 4; j++) {
       // What is not seen has no weight, nor has anything where nothing is seen yet.
-      const float weight = found[j] > LEAST ? exp(found[j] - most) : 0.0f;
+      const float weight = found[j] == LEAST ? 0.0f : exp(found[j] - most);
       sum += weight;
       own[lane / 4 * SCORES + lane % 4 + 4 * j] = weight;
     }
@@ -233,7 +233,7 @@ METAL_FUNC void attend_tile(
     #pragma clang loop unroll(full)
     for (uint e = 0; e < WIDTH / 32; e++) v[e] = mixed[r * STRIDE + lane + 32 * e] / max(total, 1e-30f);
     if (rotated) rotate_head(v, rotation, signs, true, lane);
-    if (row >= 64 * group || position < past || position >= p.positions) continue;
+    if (position < past || position >= p.positions) continue;
     device float* to = y + ((position - past) * p.heads + at.x * group + row % group) * p.head_dim;
     #pragma clang loop unroll(full)
     for (uint e = 0; e < WIDTH / 32; e++) {
@@ -281,7 +281,7 @@ kernel void attention_pages_tiled(
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint lane [[thread_index_in_simdgroup]]) {
   if (thread_index < 32) levels[thread_index] = table[thread_index];
-  const uint tiles = (64 * (p.heads / p.kv_heads) + Tile<WIDTH>::ROWS - 1) / Tile<WIDTH>::ROWS;
+  const uint tiles = 64 * (p.heads / p.kv_heads) / Tile<WIDTH>::ROWS;
   const PageBlocks blocks = {
       {recent_keys, recent_values}, {packed_keys, packed_values}, {key_scales, value_scales}, levels, &pages,
       (p.positions - p.queries) / 64 + at.y / tiles, at.x};

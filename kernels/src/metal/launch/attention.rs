@@ -49,7 +49,7 @@ impl Tile {
     /// A threadgroup for a key head's queries of each tile of the pages that they are in.
     fn groups(&self, heads: usize, n: usize, [kv_heads, positions]: [usize; 2]) -> [usize; 3] {
         let pages = positions.div_ceil(PAGE) - (positions - n) / PAGE;
-        [kv_heads, pages * (PAGE * heads / kv_heads).div_ceil(self.rows), 1]
+        [kv_heads, pages * (PAGE * heads / kv_heads / self.rows), 1]
     }
 
     /// Bytes of the block, and of the scores with a diagonal matrix a simdgroup.

@@ -315,3 +315,30 @@ fn what_is_no_number_stays_none() {
         scales.take(2 * PAGE).enumerate().filter(|(_, s)| !s.is_finite()).map(|(i, _)| i).collect();
     assert_eq!(none, [5]);
 }
+
+/// A key whose scale is none makes what sees it no number, and nothing else: of one query at a time as in tiles.
+#[test]
+fn what_sees_no_number_is_none() {
+    let shaders = Shaders::new();
+    let (heads, positions, head_dim, at) = (2, 200, 64, 95);
+    for n in [1, 9] {
+        let random = &mut Random::new(3);
+        let pages = Pages::new(Mode::K8V4, [1, positions, head_dim], 0, n, random);
+        let (q, held) = queries(random, heads * n * head_dim);
+        let mut buffers = pages.buffers();
+        buffers[4][2 * at..][..2].copy_from_slice(&f16::NAN.to_le_bytes());
+        let inputs: Vec<&[u8]> = std::iter::once(&held).chain(&buffers).map(Vec::as_slice).collect();
+        // The first of nine queries sees positions 91 to 191, the fifth is the last that sees 95; the only one sees it with 105.
+        let window = Some(if n == 1 { 105 } else { 101 });
+        let op = DenseAttention { scale: 0.1, softcap: None, window };
+        let expected = pages.attention(&op, Asked { heads, n }, &q);
+        let launch = metal::attention_pages(&op, [heads, n], positions, &pages.shape()).unwrap();
+        for order in ORDERS {
+            let y = shaders.run(std::slice::from_ref(&launch), &[], &inputs, 4 * expected.len(), order);
+            let y = y.floats();
+            let (none, some) = y.split_at(if n == 1 { 1 } else { 5 } * heads * head_dim);
+            assert!(none.iter().all(|v| v.is_nan()), "{n} queries");
+            assert!(some.is_empty() || snr(&expected[none.len()..], some) > 100.0, "{n} queries");
+        }
+    }
+}
