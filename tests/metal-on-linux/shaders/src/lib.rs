@@ -77,11 +77,6 @@ impl Shaders {
         Ok(Self { library, _alone: ALONE.lock().unwrap_or_else(PoisonError::into_inner) })
     }
 
-    /// Whether races, alignment and traffic are seen.
-    pub fn traced(&self) -> bool {
-        traced()
-    }
-
     /// Their kernels.
     pub fn kernels(&self) -> &[Kernel] {
         self.library.kernels()

@@ -1,6 +1,6 @@
 //! Attention against its definition in f64.
 
-use shader_tests::{ORDERS, Random, Shaders, bytes, snr};
+use shader_tests::{ORDERS, Random, Shaders, bytes, snr, traced};
 use squish_kernels::{metal, ops::DenseAttention};
 
 /// Sizes of a case: heads, key heads, queries, positions, head_dim.
@@ -110,7 +110,7 @@ fn equals_the_definition() {
 #[test]
 fn keys_and_values_are_read_once_a_tile() {
     let shaders = Shaders::new();
-    if !shaders.traced() {
+    if !traced() {
         return;
     }
     let (heads, kv_heads, head_dim) = (4, 2, 64);

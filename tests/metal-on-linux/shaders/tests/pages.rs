@@ -1,7 +1,7 @@
 //! Keys and values in pages: put there, packed, and attention over them.
 
 use half::f16;
-use shader_tests::{Asked, ORDERS, Pages, Random, Shaders, bytes, queries, ready_heads, rotate, snr};
+use shader_tests::{Asked, ORDERS, Pages, Random, Shaders, bytes, queries, ready_heads, rotate, snr, traced};
 use squish_kernels::{
     Rotation,
     kv::{Codec, Mode, PAGE, Side, Store, history::SEED},
@@ -73,7 +73,7 @@ fn attention_equals_the_definition() {
 #[test]
 fn pages_are_read_once_a_query_head() {
     let shaders = Shaders::new();
-    if !shaders.traced() {
+    if !traced() {
         return;
     }
     let (heads, positions, head_dim) = (3, 640, 128);
@@ -103,7 +103,7 @@ fn pages_are_read_once_a_query_head() {
 #[test]
 fn pages_are_read_once_a_tile() {
     let shaders = Shaders::new();
-    if !shaders.traced() {
+    if !traced() {
         return;
     }
     // Of the page that the queries are in, which is not packed yet, and two before it.
