@@ -86,10 +86,10 @@ impl Model {
     }
 
     /// How a session with these options stores keys and values, where the model computes: on the CPU as
-    /// [`SessionOptions::mode`] says. A GPU packs heads of up to 256 channels; beyond, the automatic choice is f16.
+    /// [`SessionOptions::mode`] says. A GPU packs heads of 64, 128, 192 or 256 channels; of others, the automatic choice is f16.
     ///
     /// # Errors
-    /// Those of [`SessionOptions::check`], and [`Error::KvDevice`] where a packed mode was asked for by name for wider heads on a GPU.
+    /// Those of [`SessionOptions::check`], and [`Error::KvDevice`] where a packed mode was asked for by name for other heads on a GPU.
     pub fn kv_mode(&self, options: &SessionOptions) -> Result<KvMode> {
         options.check(self.config())?;
         let mode = options.mode(self.config());
