@@ -17,6 +17,12 @@ fn argmax(logits: &[f32]) -> usize {
     (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap()
 }
 
+/// The largest difference of two logits; none where one is no number.
+fn difference(expected: &[f32], found: &[f32]) -> f32 {
+    assert!(expected.iter().chain(found).all(|logit| logit.is_finite()));
+    expected.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}
+
 /// 37 tokens to begin with, then one at a time.
 #[test]
 fn tokens_are_those_of_the_cpu() {
@@ -30,14 +36,15 @@ fn tokens_are_those_of_the_cpu() {
     for step in 0..33 {
         let feed = |session: &mut Session| session.feed(&next).unwrap().to_vec1::<f32>().unwrap();
         let [cpu, metal] = sessions.each_mut().map(feed);
-        let difference = cpu.iter().zip(&metal).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let difference = difference(&cpu, &metal);
         assert!(difference < 2e-2, "step {step}: logits differ by {difference}");
         assert_eq!(argmax(&cpu), argmax(&metal), "step {step}");
         next = vec![argmax(&cpu) as u32];
     }
 }
 
-/// Keys and values packed, nearly all of them: 137 tokens to begin with, then 32 that are the likeliest on the CPU.
+/// Keys and values packed but for those of a query's own page: 40 tokens to begin with, then 32 that are the likeliest on the CPU, of
+/// which the 25th packs the first page.
 #[test]
 fn packed_keys_and_values_give_the_tokens_of_the_cpu() {
     let Some(device) = metal_device() else {
@@ -45,29 +52,34 @@ fn packed_keys_and_values_give_the_tokens_of_the_cpu() {
         return;
     };
     let models = [bundled(&Device::Cpu), bundled(&device)];
-    for (mode, bound) in [("k8v8", 2e-2), ("k8v4", 5e-2), ("k4v4", 5e-2)] {
+    for (mode, bound) in [("k8v8", 2e-2), ("k4v4", 5e-2), ("k8v4", 5e-2)] {
         let kv = KvPolicy::Fixed(mode.parse().unwrap());
         let options = SessionOptions { kv, recent: 0, ..SessionOptions::default() };
         let mut sessions = models.each_ref().map(|model| model.session_with(options).unwrap());
-        let mut next: Vec<u32> = (0..137).map(|i| 100 + 97 * i % 1000).collect();
+        let mut next: Vec<u32> = (0..40).map(|i| 100 + 97 * i % 1000).collect();
         let mut most = 0f32;
         for step in 0..33 {
             let feed = |session: &mut Session| session.feed(&next).unwrap().to_vec1::<f32>().unwrap();
             let [cpu, metal] = sessions.each_mut().map(feed);
-            let difference = cpu.iter().zip(&metal).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            most = most.max(difference(&cpu, &metal));
             assert_eq!(argmax(&cpu), argmax(&metal), "{mode}, step {step}");
-            most = most.max(difference);
             next = vec![argmax(&cpu) as u32];
         }
         println!("{mode}: largest difference of a logit {most:.2e}");
         assert!(most < bound, "{mode}: logits differ by {most}");
-        // A session that goes back to a mark gives what it gave.
+        if mode != "k8v4" {
+            continue;
+        }
+        // A session that goes back to a mark gives what it gave, though the page of the mark has been written over since: three pages
+        // are held as they came.
         let [_, session] = &mut sessions;
         session.set_mark();
-        let mut feed = |session: &mut Session| session.feed(&[7]).unwrap().to_vec1::<f32>().unwrap();
+        let feed = |session: &mut Session| session.feed(&[7]).unwrap().to_vec1::<f32>().unwrap();
         let (len, before) = (session.len(), feed(session));
-        session.feed(&[8; 200]).unwrap();
+        for _ in 0..3 {
+            session.feed(&[8; 64]).unwrap();
+        }
         assert_eq!(session.truncate(len), len);
-        assert_eq!(feed(session), before, "{mode}: after going back");
+        assert!(feed(session) == before, "{mode}: other logits after going back");
     }
 }
