@@ -15,9 +15,7 @@ pub enum Build {
     Fast,
     /// Every access to memory is looked at, and undefined arithmetic traps.
     Traced,
-    /// Under AddressSanitizer, whose runtime the process must have been started with: `LD_PRELOAD` names it, and `ASAN_OPTIONS`
-    /// has `halt_on_error=0:suppress_equal_pcs=0:redzone=512:detect_leaks=0:detect_stack_use_after_return=0`, as a fault ends the
-    /// launch and not the process.
+    /// Under AddressSanitizer, whose runtime the process must have been started with: `../check` has how.
     Sanitized,
 }
 
