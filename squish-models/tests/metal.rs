@@ -52,7 +52,8 @@ fn packed_keys_and_values_give_the_tokens_of_the_cpu() {
         return;
     };
     let models = [bundled(&Device::Cpu), bundled(&device)];
-    for (mode, bound) in [("k8v8", 2e-2), ("k4v4", 5e-2), ("k8v4", 5e-2)] {
+    // A number between two codes may fall to the other: the fewer bits, the further.
+    for (mode, bound) in [("k8v4", 5e-2), ("k8v8", 2e-2), ("k4v4", 2e-1)] {
         let kv = KvPolicy::Fixed(mode.parse().unwrap());
         let options = SessionOptions { kv, recent: 0, ..SessionOptions::default() };
         let mut sessions = models.each_ref().map(|model| model.session_with(options).unwrap());

@@ -17,7 +17,8 @@ fn greedy_tokens_are_those_of_the_cpu() {
         // A short text again and again, so that there is something to attend to.
         let text = golden.ids("p0.ids");
         let prompt: Vec<u32> = text.iter().copied().cycle().take(PROMPT).collect();
-        for (mode, bound) in [("k8v8", 2e-2), ("k8v4", 5e-2), ("k4v4", 5e-2)] {
+        // A number between two codes may fall to the other: the fewer bits, the further.
+        for (mode, bound) in [("k8v8", 2e-2), ("k8v4", 5e-2), ("k4v4", 2e-1)] {
             let kv = KvPolicy::Fixed(mode.parse().unwrap());
             // None but those of the query's own page stay as they came.
             let options = SessionOptions { kv, recent: 0, ..SessionOptions::default() };
