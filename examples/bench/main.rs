@@ -3,6 +3,8 @@
 //! Tokens are taken in the order of their ids and what the model says is not looked at: what a step costs depends on their number
 //! alone. So a checkpoint needs no tokenizer, and one with random weights (`squish-quant synth`) will do.
 
+#[path = "../chat/device.rs"]
+mod device;
 #[path = "../chat/model_dir.rs"]
 mod model_dir;
 mod report;
@@ -35,6 +37,11 @@ struct Args {
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "0,1024")]
     depths: Vec<usize>,
 
+    /// Where to compute; absent, on Metal where this is built with the feature `metal` and there is such a device, else on
+    /// the CPU
+    #[arg(long, value_name = "cpu|metal")]
+    device: Option<device::DeviceChoice>,
+
     /// How keys and values are stored: auto (by the longest context), f32, f16, k8v8, k8v4, k4v4, ...
     #[arg(long, value_name = "MODE", default_value_t = KvPolicy::Auto)]
     kv: KvPolicy,
@@ -53,7 +60,7 @@ struct Args {
 
     /// Print one JSON object
     ///
-    /// Its fields: model; isa (the kernels' instruction set); threads; arithmetic; kv (how keys and values are stored); rounds; file_bytes;
+    /// Its fields: model; device (cpu or metal); isa (the processor kernels' instruction set); threads; arithmetic; kv (how keys and values are stored); rounds; file_bytes;
     /// bytes_per_token (of weights, read for one token); load_seconds (from the program's start until the model is
     /// there); first_token_seconds (from the program's start until one token went through it); prefill (tokens,
     /// tokens_per_second); decode (for each depth: depth, tokens, tokens_per_second, gigabytes_per_second of weights);
@@ -98,11 +105,13 @@ fn run(args: &Args, start: Instant) -> Result<()> {
         Products::Int8 => Arithmetic::Int8,
         Products::F32 => Arithmetic::F32,
     });
-    let model = Model::from_checkpoint(&checkpoint, &Device::Cpu)?;
+    let device = device::chosen(args.device)?;
+    let model = Model::from_checkpoint(&checkpoint, &device)?;
     drop(checkpoint);
     let load = start.elapsed();
     let ids = Ids(model.config().vocab_size);
     model.session().feed(&ids.some(1))?;
+    device.synchronize()?;
     let first_token = start.elapsed();
 
     let limit = model.config().context_length;
@@ -124,16 +133,19 @@ fn run(args: &Args, start: Instant) -> Result<()> {
     }
     let prompt = ids.some(args.prompt);
     session()?.feed(&prompt)?;
+    // Time counts until a device is done.
+    device.synchronize()?;
     let (mut prefill, mut decode) = (Rates::new(), vec![Rates::new(); sessions.len()]);
     for _ in 0..args.rounds {
         let mut session = session()?;
         let start = Instant::now();
         session.feed(&prompt)?;
+        device.synchronize()?;
         prefill.push(args.prompt, start);
         for (session, rates) in sessions.iter_mut().zip(&mut decode) {
             let depth = session.len();
             let start = Instant::now();
-            steps(session, ids, args.generate)?;
+            steps(session, ids, args.generate, &device)?;
             rates.push(args.generate, start);
             session.truncate(depth);
         }
@@ -149,6 +161,7 @@ fn run(args: &Args, start: Instant) -> Result<()> {
     });
     let report = Report {
         model: dir.file_name().unwrap_or(dir.as_os_str()).to_string_lossy().into_owned(),
+        device: if device.is_cpu() { "cpu" } else { "metal" },
         isa: squish_kernels::arch::kernels()?.isa,
         threads: rayon::current_num_threads(),
         arithmetic: format!("{:?}", args.arithmetic).to_lowercase(),
@@ -170,8 +183,12 @@ fn run(args: &Args, start: Instant) -> Result<()> {
     Ok(())
 }
 
-fn steps(session: &mut Session, ids: Ids, count: usize) -> Result<()> {
-    ids.some(count).iter().try_for_each(|&id| session.feed(&[id]).map(drop))?;
+/// As if each token were chosen from the one before: nothing begins before the device is done.
+fn steps(session: &mut Session, ids: Ids, count: usize, device: &Device) -> Result<()> {
+    for id in ids.some(count) {
+        session.feed(&[id])?;
+        device.synchronize()?;
+    }
     Ok(())
 }
 

@@ -8,6 +8,7 @@ use std::{fmt, time::Instant};
 #[derive(Debug, Serialize)]
 pub struct Report {
     pub model: String,
+    pub device: &'static str,
     pub isa: &'static str,
     pub threads: usize,
     pub arithmetic: String,
@@ -89,8 +90,8 @@ impl fmt::Display for Report {
         writeln!(f, "{}: {} on disk", self.model, mega(self.file_bytes as u64))?;
         writeln!(
             f,
-            "{} threads, {}, {}, keys and values in {}",
-            self.threads, self.isa, self.arithmetic, self.kv
+            "{}, {} threads, {}, {}, keys and values in {}",
+            self.device, self.threads, self.isa, self.arithmetic, self.kv
         )?;
         writeln!(f, "medians of {} rounds, in brackets the slowest and the fastest", self.rounds)?;
         writeln!(f, "start to model       {:>9.3} s", self.load_seconds)?;

@@ -1,7 +1,8 @@
 //! The command line.
 
+use crate::device::DeviceChoice;
 use clap::Parser;
-use squish_engine::{Device, GenerationOptions, KvPolicy};
+use squish_engine::{GenerationOptions, KvPolicy};
 
 /// Talk to a model.
 ///
@@ -66,15 +67,6 @@ pub struct Args {
     pub sampling: Sampling,
 }
 
-/// A kind of device.
-#[derive(Debug, Clone, Copy, clap::ValueEnum)]
-pub enum DeviceChoice {
-    /// The processor.
-    Cpu,
-    /// Apple's GPU.
-    Metal,
-}
-
 /// What replaces the checkpoint's own generation options.
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Sampling (defaults: the checkpoint's own)")]
@@ -109,19 +101,6 @@ pub struct Sampling {
 }
 
 impl Args {
-    /// The device asked for, or the best there is.
-    ///
-    /// # Errors
-    /// When Metal is asked for and not there.
-    pub fn device(&self) -> anyhow::Result<Device> {
-        match self.device {
-            None => Ok(squish_engine::best_device()),
-            Some(DeviceChoice::Cpu) => Ok(Device::Cpu),
-            Some(DeviceChoice::Metal) => squish_engine::metal_device()
-                .ok_or_else(|| anyhow::anyhow!("no Metal device (is this built with `--features metal`?)")),
-        }
-    }
-
     /// The checkpoint's options with those of the command line in their place.
     ///
     /// # Errors

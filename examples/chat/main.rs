@@ -2,6 +2,7 @@
 
 mod args;
 mod conversation;
+mod device;
 mod interrupt;
 mod model_dir;
 mod repl;
@@ -34,7 +35,7 @@ fn main() -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     let dir = model_dir::resolve(&args.model)?;
-    let builder = Pipeline::builder().device(args.device()?).kv(args.kv);
+    let builder = Pipeline::builder().device(device::chosen(args.device)?).kv(args.kv);
     let builder = args.context.map_or(builder.clone(), |tokens| builder.context(tokens));
     let pipeline = args.thinking.map_or(builder.clone(), |yes| builder.thinking(yes)).build(&dir)?;
     let pipeline = pipeline.with_options(args.options(pipeline.options())?);

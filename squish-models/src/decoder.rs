@@ -1,7 +1,7 @@
 //! The decoder that the families share: what makes each of them is data.
 
 use crate::{
-    Checkpoint, Result,
+    Checkpoint, Error, Result,
     causal_lm::{CausalLm, Step},
     checkpoint::Tensors,
     config::{self, ModelConfig, Sizes},
@@ -234,6 +234,11 @@ impl CausalLm for Decoder {
     }
 
     fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
+        // Found here on every device: a GPU's look-up would give a row that is no number.
+        let vocab_size = self.config.vocab_size;
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(candle_core::Error::wrap(Error::Token { id, vocab_size }));
+        }
         let x = self.embedding.forward(&Tensor::new(ids, &self.device)?)?;
         if self.embedding_scale == 1.0 { Ok(x) } else { x * self.embedding_scale }
     }

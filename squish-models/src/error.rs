@@ -115,7 +115,9 @@ pub enum Error {
         limit: usize,
     },
     /// Keys and values cannot be packed so where the model computes.
-    #[error("keys and values in {0} are for the CPU as yet, expected f16 or f32 on this device")]
+    #[error(
+        "keys and values in {0} are for heads of 64, 128, 192 or 256 on this device, expected f16 or f32"
+    )]
     KvDevice(squish_kernels::kv::Mode),
     /// A session of so many positions was asked for, which the model does not have.
     #[error("a context of {asked} was asked for, expected 1 to the model's {limit}")]

@@ -116,7 +116,10 @@ pub struct KvCache {
 impl KvCache {
     /// An empty cache on a device, of whose positions about `recent` are not packed.
     pub fn new(num_layers: usize, mode: Mode, recent: usize, device: &Device) -> Self {
-        let layer = if device.is_cpu() { LayerCache::paged(mode, recent) } else { LayerCache::dense(mode) };
+        let layer = match device.is_cpu() {
+            true => LayerCache::paged(mode, recent),
+            false => LayerCache::on_device(mode, recent),
+        };
         Self { layers: vec![layer; num_layers], mode, recent }
     }
 

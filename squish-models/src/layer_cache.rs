@@ -1,8 +1,11 @@
-//! Keys and values of one layer: in pages on the CPU, in whole tensors on a GPU.
+//! Keys and values of one layer: in pages on the CPU; on a GPU in whole tensors or, packed, in tensors of pages.
 
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Error, Result, Tensor};
 use squish_kernels::{
-    kv::{Codec, History, Mode},
+    kv::{
+        Codec, DeviceHistory, History, Mode,
+        buffers::{copied, grown},
+    },
     ops,
 };
 
@@ -13,6 +16,8 @@ pub enum LayerCache {
     Paged(History),
     /// On a GPU, in f16 or f32.
     Dense(DenseCache),
+    /// On a GPU, packed.
+    Packed(DeviceHistory),
 }
 
 impl Default for LayerCache {
@@ -28,6 +33,11 @@ impl LayerCache {
         Self::Paged(History::new(mode, recent))
     }
 
+    /// An empty one on a GPU, of whose positions about `recent` are not packed.
+    pub fn on_device(mode: Mode, recent: usize) -> Self {
+        if mode.is_packed() { Self::Packed(DeviceHistory::new(mode, recent)) } else { Self::dense(mode) }
+    }
+
     /// An empty one in tensors, in the type that `mode` has for what is not packed.
     pub fn dense(mode: Mode) -> Self {
         let dtype = if mode.exact() == Codec::F32 { DType::F32 } else { DType::F16 };
@@ -38,16 +48,20 @@ impl LayerCache {
     /// before them where that is `None`.
     ///
     /// # Errors
-    /// When a tensor operation fails; the cache is then as it was.
+    /// When a tensor operation fails; the cache is then as it was. On a GPU, nothing is packed but by
+    /// [`append_heads`](Self::append_heads).
     pub fn append(&mut self, keys: &Tensor, values: &Tensor, window: Option<usize>) -> Result<()> {
         match self {
             Self::Paged(history) => history.append(keys, values, window),
             Self::Dense(cache) => cache.append(keys, values, window),
+            Self::Packed(_) => {
+                Err(Error::Msg("packed keys and values on a GPU come with their queries".into()).bt())
+            }
         }
     }
 
     /// Makes queries, keys and values of new positions ready for attention, appends the latter two, and returns the queries `[heads, n,
-    /// head_dim]`.
+    /// head_dim]`, as [`attend`](Self::attend) of this cache takes them.
     ///
     /// # Errors
     /// As [`append`](Self::append).
@@ -70,6 +84,7 @@ impl LayerCache {
                 (cache.len, cache.window, cache.buffers) = (cache.len + n, window, Some((k, v)));
                 Ok(q)
             }
+            Self::Packed(history) => split.append_pages(qkv, history, window),
         }
     }
 
@@ -85,6 +100,7 @@ impl LayerCache {
                 let (k, v) = cache.views()?;
                 q.apply_op3_no_bwd(&k, &v, &ops::DenseAttention { scale, softcap, window: cache.window })
             }
+            Self::Packed(history) => q.apply_op1_no_bwd(&ops::DeviceAttention { scale, softcap, history }),
         }
     }
 
@@ -100,6 +116,7 @@ impl LayerCache {
         match self {
             Self::Paged(history) => history.window(),
             Self::Dense(cache) => cache.window,
+            Self::Packed(history) => history.window(),
         }
     }
 
@@ -108,6 +125,7 @@ impl LayerCache {
         match self {
             Self::Paged(history) => history.len(),
             Self::Dense(cache) => cache.len,
+            Self::Packed(history) => history.len(),
         }
     }
 
@@ -121,6 +139,7 @@ impl LayerCache {
         match self {
             Self::Paged(history) => history.bytes(),
             Self::Dense(cache) => cache.bytes(),
+            Self::Packed(history) => history.bytes(),
         }
     }
 
@@ -129,6 +148,7 @@ impl LayerCache {
         match self {
             Self::Paged(history) => history.reachable(len),
             Self::Dense(cache) => len.min(cache.len),
+            Self::Packed(history) => history.reachable(len),
         }
     }
 
@@ -137,13 +157,16 @@ impl LayerCache {
         match self {
             Self::Paged(history) => history.truncate(len),
             Self::Dense(cache) => cache.len = cache.len.min(len),
+            Self::Packed(history) => history.truncate(len),
         }
     }
 
     /// Remembers the present length as one to go back to, whatever follows.
     pub fn set_mark(&mut self) {
-        if let Self::Paged(history) = self {
-            history.set_mark();
+        match self {
+            Self::Paged(history) => history.set_mark(),
+            Self::Dense(_) => {}
+            Self::Packed(history) => history.set_mark(),
         }
     }
 
@@ -152,24 +175,21 @@ impl LayerCache {
         match self {
             Self::Paged(history) => *history = history.emptied(),
             Self::Dense(cache) => (cache.buffers, cache.len) = (None, 0),
+            Self::Packed(history) => *history = history.emptied(),
         }
     }
 
-    /// The pages, where it has such.
+    /// The pages on the CPU, where it has such.
     pub fn history(&self) -> Option<&History> {
         match self {
             Self::Paged(history) => Some(history),
-            Self::Dense(_) => None,
+            Self::Dense(_) | Self::Packed(_) => None,
         }
     }
 }
 
 /// Positions by which a full cache grows at least.
 const GROWTH: usize = 256;
-
-/// A full cache grows by one part in so many, at least: that much of it may be empty, and a position is copied
-/// about as many times.
-const GROWTH_SHARE: usize = 8;
 
 /// Two buffers `[kv_heads, capacity, head_dim]`, of which `len` positions are in use.
 #[derive(Debug)]
@@ -184,7 +204,7 @@ impl DenseCache {
     /// The most bytes that one takes which holds up to `positions`: with what has been grown ahead, and the second buffer of one
     /// that is growing.
     pub fn most_bytes(mode: Mode, (kv_heads, head_dim): (usize, usize), positions: usize) -> usize {
-        let capacity = positions.next_multiple_of(GROWTH).max(positions + positions / GROWTH_SHARE);
+        let capacity = grown(positions, positions, GROWTH);
         3 * kv_heads * capacity * head_dim * mode.exact().bits() / 8
     }
 
@@ -201,17 +221,17 @@ impl DenseCache {
 
     /// The buffers, or larger ones, with room for `next` `[kv_heads, n, head_dim]` behind the positions in use.
     fn room(&self, next: (usize, usize, usize), device: &Device) -> Result<(Tensor, Tensor)> {
-        let grown = |held| grown(held, next, self.len, self.dtype, device);
+        let larger = |held| larger(held, next, self.len, self.dtype, device);
         match &self.buffers {
             Some((k, v)) if k.dim(1)? >= self.len + next.1 => Ok((k.clone(), v.clone())),
-            Some((k, v)) => Ok((grown(Some(k))?, grown(Some(v))?)),
-            None => Ok((grown(None)?, grown(None)?)),
+            Some((k, v)) => Ok((larger(Some(k))?, larger(Some(v))?)),
+            None => Ok((larger(None)?, larger(None)?)),
         }
     }
 
     /// The positions in use.
     fn views(&self) -> Result<(Tensor, Tensor)> {
-        let none = || candle_core::Error::Msg("attention over an empty cache".into()).bt();
+        let none = || Error::Msg("attention over an empty cache".into()).bt();
         let (k, v) = self.buffers.as_ref().ok_or_else(none)?;
         Ok((k.narrow(1, 0, self.len)?, v.narrow(1, 0, self.len)?))
     }
@@ -225,22 +245,20 @@ impl DenseCache {
 impl Clone for DenseCache {
     /// A copy with buffers of its own: appending to one does not show in the other.
     fn clone(&self) -> Self {
-        let buffers = self.buffers.as_ref().and_then(|(k, v)| Some((k.copy().ok()?, v.copy().ok()?)));
+        let buffers = self.buffers.as_ref().and_then(|(k, v)| Some((copied(k).ok()?, copied(v).ok()?)));
         Self { len: if buffers.is_some() { self.len } else { 0 }, buffers, ..*self }
     }
 }
 
 /// A larger buffer that holds the first `len` positions of `held`, and room for `next` after them.
-fn grown(
+fn larger(
     held: Option<&Tensor>,
     (heads, n, head_dim): (usize, usize, usize),
     len: usize,
     dtype: DType,
     device: &Device,
 ) -> Result<Tensor> {
-    // Growing by a share of what is held keeps the copying per position constant.
-    let capacity = (len + n).next_multiple_of(GROWTH).max(len + len / GROWTH_SHARE);
-    let buffer = Tensor::zeros((heads, capacity, head_dim), dtype, device)?;
+    let buffer = Tensor::zeros((heads, grown(len, len + n, GROWTH), head_dim), dtype, device)?;
     if let Some(held) = held.filter(|_| len > 0) {
         buffer.slice_set(&held.narrow(1, 0, len)?.contiguous()?, 1, 0)?;
     }
@@ -270,8 +288,7 @@ mod tests {
             });
             at += n;
             assert!(dense.len() == at && paged.len() == at);
-            let error = found[0].iter().zip(&found[1]).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            assert!(error < 1e-5, "{at}: {error}");
+            assert!(found[0].iter().zip(&found[1]).all(|(a, b)| (a - b).abs() < 1e-5), "{at}");
         }
         let copy = dense.clone();
         for cache in [&mut dense, &mut paged] {

@@ -8,7 +8,7 @@ use crate::{
     qwen2, qwen3,
 };
 use candle_core::{Device, Tensor};
-use squish_kernels::kv::Mode as KvMode;
+use squish_kernels::kv::{DeviceHistory, Mode as KvMode};
 use std::{path::Path, sync::Arc};
 
 /// Loads a checkpoint of one architecture.
@@ -86,15 +86,16 @@ impl Model {
     }
 
     /// How a session with these options stores keys and values, where the model computes: on the CPU as
-    /// [`SessionOptions::mode`] says. On a GPU nothing is packed as yet, and the automatic choice is f16.
+    /// [`SessionOptions::mode`] says. A GPU packs heads of 64, 128, 192 or 256 channels; of others, the automatic choice is f16.
     ///
     /// # Errors
-    /// Those of [`SessionOptions::check`], and [`Error::KvDevice`] where a packed mode was asked for by name on a GPU.
+    /// Those of [`SessionOptions::check`], and [`Error::KvDevice`] where a packed mode was asked for by name for other heads on a GPU.
     pub fn kv_mode(&self, options: &SessionOptions) -> Result<KvMode> {
         options.check(self.config())?;
         let mode = options.mode(self.config());
         match options.kv {
             _ if self.0.device().is_cpu() || !mode.is_packed() => Ok(mode),
+            _ if DeviceHistory::takes(mode, self.config().head_dim) => Ok(mode),
             KvPolicy::Auto => Ok(KvMode::F16),
             KvPolicy::Fixed(_) => Err(Error::KvDevice(mode)),
         }

@@ -30,7 +30,7 @@ pub enum Codec {
 }
 
 /// Rounds of choosing codes for a scale, then the best scale for these codes.
-const ROUNDS: usize = 3;
+pub(crate) const ROUNDS: usize = 3;
 
 impl Codec {
     /// Every codec, from most bits to fewest.
@@ -67,6 +67,15 @@ impl Codec {
             Self::Int4 => &TABLES[0],
             Self::Int2 => &TABLES[1],
             _ => &TABLES[2],
+        }
+    }
+
+    /// The scale that a Gaussian of standard deviation 1 has with the levels of [`Codec::table`]; 0 for codecs without.
+    pub fn gaussian_scale(self) -> f32 {
+        match self {
+            Self::Int4 => INT4R.gaussian_scale(),
+            Self::Int2 => NF2.gaussian_scale(),
+            _ => 0.0,
         }
     }
 
@@ -117,8 +126,8 @@ impl Codec {
                 }
                 scale
             }
-            Self::Int4 => gaussian::<16>(x, self.table(), INT4R.gaussian_scale(), codes),
-            _ => gaussian::<4>(x, self.table(), NF2.gaussian_scale(), codes),
+            Self::Int4 => gaussian::<16>(x, self.table(), self.gaussian_scale(), codes),
+            _ => gaussian::<4>(x, self.table(), self.gaussian_scale(), codes),
         }
     }
 }

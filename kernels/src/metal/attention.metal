@@ -1,8 +1,9 @@
-// Causal grouped-query attention (Dao et al., "FlashAttention", 2022), a query at a time: for decoding and short prompts.
+// Causal grouped-query attention (Dao et al., "FlashAttention", 2022), a query at a time: for decoding.
 //
 // Reads     q f32 [heads, n, head_dim], k and v f32 or f16 [kv_heads, positions, head_dim] with gaps between heads.
 // Grid      (heads, n) threadgroups of 8 simdgroups, which take turns at the keys; a lane holds head_dim / 32 values.
-// Moves     the keys and values that the query sees once a query head.
+// Moves     the keys and values that the query sees once a query head: 8 or 4 bytes a position and output; the query heads of a
+//           key head find them in the cache.
 // Aims at   the memory's bandwidth for one query and many keys.
 //
 // A simdgroup keeps the largest score m, the sum l of exp(score - m), and the values mixed with these weights; a larger

@@ -2,7 +2,11 @@
 //
 // Conventions. A simdgroup is 32 threads, its threads are lanes. Buffers are bound in the order of a kernel's
 // parameters; memory shared by a threadgroup is always a parameter, so that its size is the host's to decide. simd
-// operations and barriers stand where all threads come by: no thread returns early, tails are masked.
+// operations and barriers stand where all threads come by: tails are masked, and none returns early but where all of a threadgroup
+// do, or all of a simdgroup behind the last barrier.
+//
+// Each file opens with what its kernels read, their grid, what they move (bytes of device memory an output, those that come
+// from a cache named so), and what they aim at: the roofline's bandwidth, its arithmetic, or, of short rows, the time of a dispatch.
 #include <metal_stdlib>
 using namespace metal;
 

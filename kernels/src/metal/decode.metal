@@ -1,8 +1,11 @@
 // Single weights, as the scalar references of kernels/src/scheme read them, and what is built of them: the embedding
 // look-up and the left factor of a low-rank correction. Here also the sparse correction.
 //
+// Reads     any stored matrix, ids u32 [n]; z f32 [batch, rows] of few rows; sparse entries u16 and f16, x f32.
 // Grid      gather, transposed: a thread an output. sparse: a thread a row.
-// Moves     little: a row or a few of the matrix.
+// Moves     gather: bits / 8 + 4 bytes an output. transposed: rows bits / 8 + 4, z from the cache. sparse: 4 bytes an entry,
+//           and a value of x from the cache.
+// Aims at   the time of a dispatch: a row or a few.
 
 // A stored matrix. Schemes without minima or a table have any other buffer there.
 struct Stored {

@@ -2,7 +2,7 @@
 //
 // Reads     any stored matrix, x f32.
 // Grid      (rows / 32, batch / 64) threadgroups of 4 simdgroups; a threadgroup makes 64 x 32 outputs.
-// Moves     the matrix once for 64 inputs, x once for 32 rows.
+// Moves     the matrix once for 64 inputs, x once for 32 rows: (bits / 512 + 1 / 8) cols + 4 bytes an output.
 // Aims at   the arithmetic of simdgroup matrices: a weight is decoded once for 64 products.
 //
 // For 32 columns at a time, both operands are put into threadgroup memory, the weights decoded. A simdgroup multiplies

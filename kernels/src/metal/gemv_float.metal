@@ -2,7 +2,7 @@
 //
 // Reads     weights [rows, cols], x f32.
 // Grid      rows / 8 threadgroups of 2 simdgroups; a simdgroup multiplies 4 rows.
-// Moves     each weight once, x once for 4 rows (from the cache).
+// Moves     each weight once, x once for 4 rows (from the cache): 2 cols + 4 bytes an output, 4 cols + 4 of f32.
 // Aims at   the memory's bandwidth: a lane reads 4 weights at a time where `cols` allows it, else one.
 
 constant constexpr uint FLOAT_ROWS = 4;

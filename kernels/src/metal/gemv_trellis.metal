@@ -2,7 +2,7 @@
 //
 // Reads     codes [ceil(rows / 16), cols / 16 tiles of 32 K bytes], scales f16 [rows], table i8 [256], x f32.
 // Grid      rows / 16 threadgroups of 4 simdgroups; they share 16 rows and take turns at runs of 4 tiles.
-// Moves     each code once, x once for 16 rows (from the cache): K/8 bytes a weight.
+// Moves     each code once, x once for 16 rows (from the cache): K cols / 8 + 6 bytes an output.
 // Aims at   the memory's bandwidth: 32 lanes read 128 K consecutive bytes at a time.
 //
 // Weight i of a tile, row by row, is table[8 bits from bit K i on]. Lane l takes rows 2 (l % 8) and 2 (l % 8) + 1 of tile

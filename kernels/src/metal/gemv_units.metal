@@ -2,7 +2,8 @@
 //
 // Reads     codes [rows, cols / 64 units], scales and mins f16 [rows, cols / group], x f32, as docs/format.md has them.
 // Grid      rows / 8 threadgroups of 2 simdgroups; a simdgroup multiplies 4 rows.
-// Moves     each code once, each scale once a simdgroup, x once for 4 rows (from the cache): bits/8 bytes a weight.
+// Moves     each code once, each scale once a simdgroup, x once for 4 rows (from the cache):
+//           (bits / 8 + 2 / group) cols + 4 bytes an output, int4 with its minima 2 / group cols more.
 // Aims at   the memory's bandwidth: 32 lanes read 128 consecutive bytes of a row at a time.
 //
 // Word k of a unit holds codes of W = 32 / BITS columns (2 bits: 16, and 3 bits also have a high bit each in 8 bytes

@@ -3,7 +3,7 @@
 //
 // Reads     q f32 [n, heads, head_dim], k and v f32 [n, kv_heads, head_dim].
 // Grid      (heads + 2 kv_heads, n) threadgroups of a simdgroup: one head of one position each.
-// Moves     each value once (with norms twice, from the cache).
+// Moves     8 bytes an output, into f16 6 (with norms each value twice, the second time from the cache).
 // Aims at   the time of a dispatch.
 
 struct SplitHeads {
@@ -18,6 +18,63 @@ struct SplitHeads {
   uint normed;      // queries and keys: v / sqrt(mean(v^2) + eps) * factor
   float eps;
 };
+
+// One head of one position.
+struct Head {
+  uint kind;        // 0 of queries, 1 of keys, 2 of values
+  uint index;
+  device const float* row;
+  device const float* bias;
+  device const float* factor;
+  device const float* cosines;
+  device const float* sines;
+  float scale;      // of the norm, where there is one
+};
+
+// The head of a threadgroup: queries' first, then keys', then values'.
+METAL_FUNC void find_head(constant SplitHeads& p, uint at, thread Head& head) {
+  head.kind = at < p.heads ? 0 : at < p.heads + p.kv_heads ? 1 : 2;
+  head.index = head.kind == 0 ? at : at - p.heads - (head.kind - 1) * p.kv_heads;
+}
+
+// The head's operands at a position, of those of all heads.
+METAL_FUNC void find_operands(
+    constant SplitHeads& p, uint position, device const float* row, device const float* bias, device const float* factor,
+    device const float* cosines, device const float* sines, uint lane, thread Head& head) {
+  const uint count = head.kind == 0 ? p.heads : p.kv_heads;
+  head.row = row + (position * count + head.index) * p.head_dim;
+  head.bias = bias + head.index * p.head_dim;
+  head.factor = factor;
+  head.cosines = cosines + position * (p.head_dim / 2);
+  head.sines = sines + position * (p.head_dim / 2);
+  // The same for all threads of a threadgroup.
+  if (!p.normed || head.kind == 2) return;
+  float sum = 0;
+  for (uint i = lane; i < p.head_dim; i += 32) {
+    const float value = head.row[i] + (p.biased ? head.bias[i] : 0.0f);
+    sum += value * value;
+  }
+  head.scale = rsqrt(simd_sum(sum) / p.head_dim + p.eps);
+}
+
+// Channels i and i + head_dim / 2, ready.
+METAL_FUNC void ready_pair(constant SplitHeads& p, thread const Head& head, uint i, thread float& low, thread float& high) {
+  const uint pairs = p.head_dim / 2;
+  low = head.row[i];
+  high = head.row[i + pairs];
+  if (p.biased) {
+    low += head.bias[i];
+    high += head.bias[i + pairs];
+  }
+  if (p.normed && head.kind < 2) {
+    low *= head.scale * head.factor[i];
+    high *= head.scale * head.factor[i + pairs];
+  }
+  if (head.kind == 2) return;
+  const float before = low;
+  low = before * head.cosines[i] - high * head.sines[i];
+  high = before * head.sines[i] + high * head.cosines[i];
+}
 
 template <typename T>
 kernel void split_heads(
@@ -38,44 +95,21 @@ kernel void split_heads(
     uint2 at [[threadgroup_position_in_grid]],
     uint lane [[thread_index_in_simdgroup]]) {
   const uint position = at.y, pairs = p.head_dim / 2;
-  // 0 for queries, 1 for keys, 2 for values; all threads of a threadgroup have the same.
-  const uint kind = at.x < p.heads ? 0 : at.x < p.heads + p.kv_heads ? 1 : 2;
-  const uint count = kind == 0 ? p.heads : p.kv_heads;
-  const uint head = kind == 0 ? at.x : at.x - p.heads - (kind - 1) * p.kv_heads;
-  device const float* row = chosen(kind, q, k, v) + (position * count + head) * p.head_dim;
-  device const float* bias = chosen(kind, q_bias, k_bias, v_bias) + head * p.head_dim;
-  device const float* factor = kind == 0 ? q_factor : k_factor;
-  const bool normed = p.normed && kind < 2;
-  float scale = 1;
-  if (normed) {
-    float sum = 0;
-    for (uint i = lane; i < p.head_dim; i += 32) {
-      const float value = row[i] + (p.biased ? bias[i] : 0.0f);
-      sum += value * value;
-    }
-    scale = rsqrt(simd_sum(sum) / p.head_dim + p.eps);
-  }
+  Head head;
+  find_head(p, at.x, head);
+  find_operands(
+      p, position, chosen(head.kind, q, k, v), chosen(head.kind, q_bias, k_bias, v_bias),
+      head.kind == 0 ? q_factor : k_factor, cosines, sines, lane, head);
   for (uint i = lane; i < pairs; i += 32) {
-    float low = row[i], high = row[i + pairs];
-    if (p.biased) {
-      low += bias[i];
-      high += bias[i + pairs];
-    }
-    if (normed) {
-      low *= scale * factor[i];
-      high *= scale * factor[i + pairs];
-    }
-    if (kind < 2) {
-      const float cosine = cosines[position * pairs + i], sine = sines[position * pairs + i], before = low;
-      low = before * cosine - high * sine;
-      high = before * sine + high * cosine;
-    }
-    if (kind == 0) {
-      device float* to = y + (head * p.positions + position) * p.head_dim;
+    float low, high;
+    ready_pair(p, head, i, low, high);
+    if (head.kind == 0) {
+      device float* to = y + (head.index * p.positions + position) * p.head_dim;
       to[i] = low;
       to[i + pairs] = high;
     } else {
-      device T* to = (kind == 1 ? keys + head * p.k_stride : values + head * p.v_stride) + (p.start + position) * p.head_dim;
+      device T* all = head.kind == 1 ? keys + head.index * p.k_stride : values + head.index * p.v_stride;
+      device T* to = all + (p.start + position) * p.head_dim;
       to[i] = T(low);
       to[i + pairs] = T(high);
     }

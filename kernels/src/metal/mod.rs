@@ -12,7 +12,9 @@
 //! | `elementwise.metal` | the norm and the gated product alone |
 //! | `heads.metal` | queries, keys and values made ready for attention, and kept |
 //! | `decode.metal` | embedding look-up, low-rank and sparse corrections |
-//! | `attention.metal` | attention |
+//! | `attention.metal` | attention over keys and values in whole tensors |
+//! | `attention_tiled.metal` | attention of many queries, over both |
+//! | `pages.metal`, `append_pages.metal`, `attention_pages.metal` | keys and values in pages, packed or not, and attention over them |
 
 #[cfg(feature = "metal")]
 pub(crate) mod device;
@@ -21,8 +23,8 @@ mod launch;
 pub(crate) mod memory;
 
 pub use launch::{
-    Argument, Before, GEMV_BATCH, HeadsShape, Launch, Sum, attention, gated, gather, joined, norm, product,
-    products, rotate, sparse, split_heads, transposed,
+    Argument, Before, GEMV_BATCH, HeadsShape, Launch, PagesShape, Sum, append_pages, attention,
+    attention_pages, gated, gather, joined, norm, product, products, rotate, sparse, split_heads, transposed,
 };
 
 /// The first Metal device; `None` where there is none, or the crate is built without the feature `metal`.
@@ -53,4 +55,8 @@ pub const SOURCE: &str = concat!(
     file!("decode.metal"),
     file!("gemm.metal"),
     file!("attention.metal"),
+    file!("pages.metal"),
+    file!("append_pages.metal"),
+    file!("attention_pages.metal"),
+    file!("attention_tiled.metal"),
 );

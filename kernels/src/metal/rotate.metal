@@ -5,7 +5,7 @@
 // Reads     x f32 [batch, cols] (and further operands), signs 1 bit a column (lowest first, a set bit is a minus).
 // Grid      (cols / span, batch) threadgroups of S simdgroups; a threadgroup transforms `span` = 32 S E columns, for
 //           E values a thread: one block of 64 to 4096, or as many smaller blocks as fit in 32 columns.
-// Moves     x once (with a norm, the row once more for its mean square, from the cache), y once.
+// Moves     8 bytes an output; gated 12; with a norm of a sum 16, the row once more for its mean square, from the cache.
 // Aims at   the time of a dispatch: rows are short.
 //
 // Passes of distance 1 to 16 shuffle between lanes, those within a thread's values need nothing, and those between

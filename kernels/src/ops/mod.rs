@@ -5,6 +5,7 @@
 
 mod attention;
 mod dense_attention;
+mod device_attention;
 mod gated;
 mod gather;
 mod matmat;
@@ -20,6 +21,7 @@ mod transposed;
 
 pub use attention::Attention;
 pub use dense_attention::DenseAttention;
+pub use device_attention::DeviceAttention;
 pub use gated::{Activation, Gated};
 pub use gather::Gather;
 pub use matmat::{MatMat, matmat};

@@ -45,3 +45,13 @@ impl Golden {
 pub fn argmax(logits: &[f32]) -> u32 {
     (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).expect("a vocabulary") as u32
 }
+
+/// The largest difference of two logits.
+///
+/// # Panics
+/// Where one is no number, or there are more of the one than of the other.
+pub fn largest_difference(expected: &[f32], found: &[f32]) -> f32 {
+    assert_eq!(expected.len(), found.len());
+    assert!(expected.iter().chain(found).all(|logit| logit.is_finite()), "a logit that is no number");
+    expected.iter().zip(found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max)
+}

@@ -1,6 +1,6 @@
 //! The testbed's models on the stand-in device, against transformers' outputs.
 
-use model_tests::{Golden, argmax, testbed};
+use model_tests::{Golden, argmax, largest_difference, testbed};
 use squish_models::{Device, Model};
 
 fn check(name: &str, prompts: &[&str]) {
@@ -19,8 +19,7 @@ fn check(name: &str, prompts: &[&str]) {
         let found: Vec<u32> = logits.iter().map(|row| argmax(row)).collect();
         assert_eq!(found, golden.ids(&format!("{prompt}.argmax")), "{name} {prompt}: argmax");
         let expected = golden.floats(&format!("{prompt}.logits"));
-        let last = logits[ids.len() - 8..].iter().flatten();
-        let difference = last.zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+        let difference = largest_difference(&expected, &logits[ids.len() - 8..].concat());
         println!("{name} {prompt}: largest difference of a logit {difference:.2e}");
         assert!(difference <= 2e-3, "{name} {prompt}: logits differ by {difference}");
 

@@ -2,3 +2,6 @@
 
 #[path = "../../../../kernels/tests/metal.rs"]
 mod metal;
+
+#[path = "../../../../kernels/tests/metal_pages.rs"]
+mod metal_pages;

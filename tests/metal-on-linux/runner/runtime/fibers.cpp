@@ -18,6 +18,11 @@
 
 #include "trace.h"
 
+#ifdef SANITIZED
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 using namespace runner;
 
 // Saves the callee's registers and the stack, and goes on where the other stack left off.
@@ -48,6 +53,7 @@ namespace {
 constexpr size_t STACK = 128 << 10;
 constexpr uint32_t MOST_THREADS = 1024;
 constexpr uint32_t ALL = ~0u;
+constexpr int SCHEDULER = -1;
 
 enum Order : int { FORWARD, REVERSE, RANDOM };
 
@@ -87,6 +93,8 @@ struct Worker {
   uint64_t random;
   char* stacks;
   void* scheduler;
+  const void* scheduler_bottom;
+  size_t scheduler_bytes;
   std::vector<void*> fibers;
   std::vector<Simdgroup> simdgroups;
   std::vector<void*> shared;
@@ -117,14 +125,28 @@ struct Worker {
 
   void go_on(Simdgroup& g) {
     const int base = current / 32 * 32, from = current;
-    void* to = scheduler;
     if (g.ready) {
       const int lane = pick(g.ready);
       if (base + lane == from) return;
       current = base + lane;
-      to = fibers[current];
+      switch_stack(&fibers[from], fibers[current], current);
+    } else {
+      switch_stack(&fibers[from], scheduler, SCHEDULER);
     }
-    runner_switch(&fibers[from], to);
+  }
+
+  // Saves where this stack is, and goes on with another, that of a thread or the scheduler's.
+  void switch_stack(void** save, void* load, int to) {
+#ifdef SANITIZED
+    void* fake = nullptr;
+    const void* bottom = to == SCHEDULER ? scheduler_bottom : stacks + STACK * to;
+    __sanitizer_start_switch_fiber(&fake, bottom, to == SCHEDULER ? scheduler_bytes : STACK);
+    runner_switch(save, load);
+    __sanitizer_finish_switch_fiber(fake, nullptr, nullptr);
+#else
+    (void)to;
+    runner_switch(save, load);
+#endif
   }
 
   void fault_at(const char* what, int line, int other) {
@@ -135,7 +157,7 @@ struct Worker {
     Simdgroup& g = simdgroups[index];
     while (g.ready && !fault[0]) {
       current = 32 * index + pick(g.ready);
-      runner_switch(&scheduler, fibers[current]);
+      switch_stack(&scheduler, fibers[current], current);
     }
     if (g.arrived && !fault[0]) {
       const int line = g.lines[__builtin_ctz(g.arrived)];
@@ -171,6 +193,16 @@ void keep_stacks(char* stacks) {
 
 void fiber_main() {
   Worker* w = worker;
+#ifdef SANITIZED
+  const void* bottom;
+  size_t bytes;
+  __sanitizer_finish_switch_fiber(nullptr, &bottom, &bytes);
+  // The first thread of a launch comes from the scheduler, others may come from threads.
+  if (!w->scheduler_bottom) {
+    w->scheduler_bottom = bottom;
+    w->scheduler_bytes = bytes;
+  }
+#endif
   const int index = w->current;
   Thread thread{};
   thread.buffers = w->launch->buffers;
@@ -267,6 +299,10 @@ void work(const Entry* entry, RunnerLaunch* launch, std::atomic<uint64_t>* next,
     w.run_group();
   }
   for (int i = 0; i < launch->shared_count; i++) trace_free_shared(w.shared[i], launch->shared_bytes[i]);
+#ifdef SANITIZED
+  // Threads that were left off where a fault was seen never took their variables back.
+  if (w.fault[0]) __asan_unpoison_memory_region(w.stacks, STACK * count);
+#endif
   keep_stacks(w.stacks);
   std::lock_guard<std::mutex> guard(*lock);
   launch->simd_operations += w.simd_operations;
@@ -315,6 +351,39 @@ uint32_t thread_index() { return worker ? worker->current : 0; }
 void fail(const char* what, int line) { worker->fault_at(what, line, line); }
 
 }  // namespace runner
+
+#ifdef SANITIZED
+namespace {
+
+std::vector<void*> allocated;
+
+// What AddressSanitizer has found is a fault of the launch: the kind of error, and what was done.
+void report(const char* text) {
+  if (!worker || worker->fault[0]) return;
+  const char* kind = strstr(text, "AddressSanitizer: ");
+  const char* access = strstr(text, "of size ");
+  const bool store = strstr(text, "WRITE of size ");
+  if (!kind) return;
+  kind += strlen("AddressSanitizer: ");
+  snprintf(worker->fault, sizeof worker->fault, "AddressSanitizer: %.*s, a %s of %d bytes", (int)strcspn(kind, " "), kind,
+           store ? "store" : "load", access ? atoi(access + strlen("of size ")) : 0);
+}
+
+}  // namespace
+
+// Memory of its own for each buffer, with poison around it.
+extern "C" void* runner_allocate(size_t bytes) {
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, bytes ? bytes : 1)) abort();
+  allocated.push_back(memory);
+  return memory;
+}
+extern "C" void runner_reset() {
+  __asan_set_error_report_callback(report);
+  for (void* memory : allocated) free(memory);
+  allocated.clear();
+}
+#endif
 
 // 0, or 1 when there is no such kernel, 2 for a number of threads that Metal does not take or this runner does not.
 extern "C" int runner_run(RunnerLaunch* launch) {

@@ -35,9 +35,12 @@ namespace metal {
 
 METAL_FUNC float exp(float x) { return expf(x); }
 METAL_FUNC float rsqrt(float x) { return 1 / sqrtf(x); }
+METAL_FUNC float sqrt(float x) { return sqrtf(x); }
+METAL_FUNC float round(float x) { return __builtin_roundf(x); }
 METAL_FUNC float abs(float x) { return __builtin_fabsf(x); }
 template <class T> METAL_FUNC T min(T a, T b) { return b < a ? b : a; }
 template <class T> METAL_FUNC T max(T a, T b) { return a < b ? b : a; }
+METAL_FUNC float clamp(float x, float low, float high) { return min(max(x, low), high); }
 METAL_FUNC float dot(float4 a, float4 b) { return a.x * b.x + a.y * b.y + a.z * b.z + a.w * b.w; }
 namespace precise {
 METAL_FUNC float tanh(float x) { return tanhf(x); }

@@ -29,7 +29,7 @@ pub struct Launch<'a> {
     pub buffers: &'a [(*mut u8, usize)],
     /// The order of threads.
     pub order: Order,
-    /// Threads of this machine that work on it; one where the library is traced.
+    /// Threads of this machine that work on it; one where the library looks at accesses.
     pub workers: usize,
 }
 
@@ -93,11 +93,11 @@ impl Library {
     ///
     /// # Errors
     /// [`Fault`] for a kernel that there is not, arguments that are missing, lanes that part ways at a simd operation or a
-    /// barrier, and, where the library is traced, accesses out of bounds, unaligned, or that race.
+    /// barrier, and, where the library looks at accesses, those out of bounds, and of a traced one those unaligned or that race.
     ///
     /// # Safety
     /// Each buffer must be that many bytes of memory which nothing else writes meanwhile, nor reads where the kernel writes
-    /// it. A kernel of a library that is not traced must stay within them.
+    /// it. A kernel of a fast library must stay within them.
     pub unsafe fn run(&self, launch: &Launch) -> Result<Report, Fault> {
         let refuse = |what: &str| Err(Fault { kernel: launch.kernel.into(), what: what.into() });
         let Some(kernel) = self.kernels().iter().find(|k| k.name == launch.kernel) else {
@@ -132,7 +132,7 @@ impl Library {
             shared_count: launch.shared.len() as c_int,
             order,
             seed,
-            workers: if self.build() == Build::Traced { 1 } else { launch.workers.max(1) as c_int },
+            workers: if self.build() == Build::Fast { launch.workers.max(1) as c_int } else { 1 },
             traffic: traffic.as_mut_ptr(),
             simd_operations: 0,
             barriers: 0,
@@ -159,7 +159,7 @@ impl Library {
     }
 }
 
-/// Memory for the buffers of a traced library, with gaps between them, so that an access out of bounds is seen. Made for one
+/// Memory for the buffers of a library that looks at accesses, with gaps between them, so that an access out of bounds is seen. Made for one
 /// launch after another in one thread.
 #[derive(Debug)]
 pub struct Memory<'a> {
@@ -172,7 +172,7 @@ impl<'a> Memory<'a> {
     /// # Safety
     /// There must be no other in use, of the same library.
     pub unsafe fn new(library: &'a Library) -> Self {
-        assert_eq!(library.build(), Build::Traced, "only traced libraries have memory of their own");
+        assert_ne!(library.build(), Build::Fast, "fast libraries have no memory of their own");
         // SAFETY: the function takes nothing and forgets earlier buffers, which the caller says are not in use.
         unsafe {
             let reset = library.object.get::<unsafe extern "C" fn()>(b"runner_reset\0");

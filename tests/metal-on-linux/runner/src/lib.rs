@@ -9,6 +9,7 @@
 //!
 //! A library that is compiled [`Build::Traced`] also sees every access to memory (`runtime/trace.cpp`): whether it is in bounds,
 //! aligned, and ordered by a barrier with those of other threads, and how much of each buffer is fetched.
+//! One compiled [`Build::Sanitized`] runs under AddressSanitizer, which also sees variables of a thread.
 //!
 //! What is not seen: limits of registers, Apple's rounding under fast mathematics, and speed.
 

@@ -15,6 +15,19 @@ pub enum Build {
     Fast,
     /// Every access to memory is looked at, and undefined arithmetic traps.
     Traced,
+    /// Under AddressSanitizer, whose runtime the process must have been started with: `../check` has how.
+    Sanitized,
+}
+
+impl Build {
+    /// What the runtime is compiled with.
+    fn define(self) -> &'static str {
+        match self {
+            Self::Fast => "-DFAST",
+            Self::Traced => "-DTRACED",
+            Self::Sanitized => "-DSANITIZED",
+        }
+    }
 }
 
 /// Why a library could not be made.
@@ -91,13 +104,16 @@ const TRACED_FLAGS: [&str; 9] = [
     "-fsanitize-trap=all",
 ];
 
+/// Faults are reported, not the end of the process.
+const SANITIZED_FLAGS: [&str; 3] = ["-O1", "-fsanitize=address", "-fsanitize-recover=address"];
+
 impl Library {
     /// Compiles a source, or takes what was compiled of the same source before.
     ///
     /// # Errors
     /// [`Error`], with clang's message where the source is at fault.
     pub fn compile(source: &str, build: Build) -> Result<Self, Error> {
-        let key = (source, build, RUNTIME, FLAGS, TRACED_FLAGS, clang());
+        let key = (source, build, RUNTIME, FLAGS, TRACED_FLAGS, SANITIZED_FLAGS, clang());
         let dir = cache().join(format!("{:016x}", hash(&key)));
         let object = dir.join("library.so");
         let preprocessed = preprocessed(source, &dir)?;
@@ -202,10 +218,10 @@ fn argument(source: Source) -> String {
 }
 
 fn link(build: Build, cpp: &Path, dir: &Path, to: &Path) -> Result<(), Error> {
-    let define = if build == Build::Traced { "-DTRACED" } else { "-DFAST" };
     let shader_flags: &[&str] = match build {
         Build::Fast => &["-O2"],
         Build::Traced => &TRACED_FLAGS,
+        Build::Sanitized => &SANITIZED_FLAGS,
     };
     let shaders = dir.join(format!("{}.o", std::process::id()));
     let include = runtime();
@@ -216,7 +232,7 @@ fn link(build: Build, cpp: &Path, dir: &Path, to: &Path) -> Result<(), Error> {
     run(compile)?;
     let (fibers, trace) = (include.join("fibers.cpp"), include.join("trace.cpp"));
     let mut all: Vec<&OsStr> = FLAGS.iter().map(OsStr::new).collect();
-    all.extend(["-O2", "-std=c++17", define, "-shared"].map(OsStr::new));
+    all.extend(["-O2", "-std=c++17", build.define(), "-shared"].map(OsStr::new));
     all.extend([fibers.as_os_str(), shaders.as_os_str(), "-o".as_ref(), to.as_os_str()]);
     if build == Build::Traced {
         all.push(trace.as_os_str());
@@ -226,7 +242,8 @@ fn link(build: Build, cpp: &Path, dir: &Path, to: &Path) -> Result<(), Error> {
 
 pub(crate) fn run<'a>(arguments: impl IntoIterator<Item = &'a OsStr>) -> Result<(), Error> {
     let program = clang();
-    let output = Command::new(&program).args(arguments).output();
+    // What this process may have been started with is not meant for the compiler.
+    let output = Command::new(&program).args(arguments).env_remove("LD_PRELOAD").output();
     let output = output.map_err(|source| Error::Clang { program, source })?;
     if output.status.success() {
         return Ok(());

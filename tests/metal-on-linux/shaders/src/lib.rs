@@ -1,7 +1,11 @@
 //! Running the launches of `squish_kernels::metal` with the shader runner, and measuring what comes out.
 
+mod heads;
+mod pages;
 mod random;
 
+pub use heads::ready_heads;
+pub use pages::{Asked, Pages, queries, rotate};
 pub use random::{Matrix, Random, snr};
 
 use shader_runner::{Build, Kernel, Launch as Run, Library, Memory, Order, Report, Source};
@@ -11,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 /// Every order that a launch is tested in.
 pub const ORDERS: [Order; 3] = [Order::Forward, Order::Reverse, Order::Random(7)];
 
-/// The shaders, traced. Only one test at a time uses the library's memory.
+/// The shaders, traced, or under AddressSanitizer where `SHADER_BUILD` is `sanitized`. Only one test at a time uses the library's memory.
 pub struct Shaders {
     library: &'static Library,
     _alone: MutexGuard<'static, ()>,
@@ -35,6 +39,19 @@ impl Outcome {
     }
 }
 
+/// Whether shaders are compiled to be traced: whether races, alignment and traffic are seen.
+pub fn traced() -> bool {
+    build() == Build::Traced
+}
+
+fn build() -> Build {
+    match std::env::var("SHADER_BUILD").as_deref() {
+        Ok("sanitized") => Build::Sanitized,
+        Ok(other) => panic!("SHADER_BUILD is {other}, expected `sanitized` or nothing"),
+        Err(_) => Build::Traced,
+    }
+}
+
 /// f32 values as bytes.
 pub fn bytes(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
@@ -46,8 +63,7 @@ impl Shaders {
         static LIBRARY: OnceLock<Library> = OnceLock::new();
         static ALONE: Mutex<()> = Mutex::new(());
         let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
-        let library =
-            LIBRARY.get_or_init(|| Library::compile(metal::SOURCE, Build::Traced).expect("shaders"));
+        let library = LIBRARY.get_or_init(|| Library::compile(metal::SOURCE, build()).expect("shaders"));
         Self { library, _alone: alone }
     }
 
@@ -57,7 +73,7 @@ impl Shaders {
     /// When they do not compile.
     pub fn of(source: &str) -> Result<Self, shader_runner::Error> {
         static ALONE: Mutex<()> = Mutex::new(());
-        let library = Box::leak(Box::new(Library::compile(source, Build::Traced)?));
+        let library = Box::leak(Box::new(Library::compile(source, build())?));
         Ok(Self { library, _alone: ALONE.lock().unwrap_or_else(PoisonError::into_inner) })
     }
 

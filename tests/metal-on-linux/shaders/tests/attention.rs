@@ -1,6 +1,6 @@
 //! Attention against its definition in f64.
 
-use shader_tests::{ORDERS, Random, Shaders, bytes, snr};
+use shader_tests::{ORDERS, Random, Shaders, bytes, snr, traced};
 use squish_kernels::{metal, ops::DenseAttention};
 
 /// Sizes of a case: heads, key heads, queries, positions, head_dim.
@@ -53,6 +53,9 @@ fn equals_the_definition() {
         case(2, 1, 1, 50, 256),
         case(1, 1, 2, 70, 96),
         case(4, 1, 33, 33, 32),
+        case(7, 1, 70, 200, 128),
+        case(40, 1, 9, 70, 64),
+        case(2, 2, 130, 130, 256),
     ];
     for (i, c) in cases.into_iter().enumerate() {
         for (softcap, window) in [(None, None), (Some(3.0), Some(5)), (None, Some(1000))] {
@@ -100,4 +103,32 @@ fn equals_the_definition() {
         )
         .is_none()
     );
+}
+
+/// In tiles, each byte of keys and values that the queries of a tile see is read once for all of them, whatever their heads; one
+/// query at a time, once for each.
+#[test]
+fn keys_and_values_are_read_once_a_tile() {
+    let shaders = Shaders::new();
+    if !traced() {
+        return;
+    }
+    let (heads, kv_heads, head_dim) = (4, 2, 64);
+    for (n, positions) in [(64, 64), (1, 100)] {
+        let random = &mut Random::new(1);
+        let stride = positions * head_dim;
+        let q = bytes(&random.floats(heads * n * head_dim));
+        let [k, v] = [0; 2].map(|_| bytes(&random.floats(kv_heads * stride)));
+        let op = DenseAttention { scale: 0.1, softcap: None, window: None };
+        let sizes = ([heads, n, head_dim], [kv_heads, positions]);
+        let launch = metal::attention(&op, sizes.0, sizes.1, [stride; 2], false).unwrap();
+        let found = shaders.run(&[launch], &[], &[&q, &k, &v], q.len(), ORDERS[0]);
+        // A tile is 16 positions of two heads.
+        let seen: usize =
+            if n == 64 { (1..=4).map(|tile| 16 * tile * kv_heads).sum() } else { heads * positions };
+        for side in [1, 2] {
+            assert_eq!(found.reports[0].traffic[side].loaded as usize, seen * head_dim * 4, "{n} queries");
+        }
+        assert_eq!(found.reports[0].traffic[3].stored as usize, q.len());
+    }
 }

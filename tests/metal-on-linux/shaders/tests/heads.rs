@@ -1,45 +1,9 @@
 //! Heads made ready for attention, against the definition in f64.
 
-use shader_tests::{ORDERS, Random, Shaders, bytes, snr};
+use shader_tests::{ORDERS, Random, Shaders, bytes, ready_heads, snr};
 use squish_kernels::metal::{self, HeadsShape};
 
 const EPS: f32 = 1e-6;
-
-/// Heads `[heads, n, head_dim]` of `x [n, heads, head_dim]`: with a bias, normalised, turned.
-fn expected(
-    s: &HeadsShape,
-    heads: usize,
-    x: &[f32],
-    bias: &[f32],
-    factor: Option<&[f32]>,
-    table: Option<[&[f32]; 2]>,
-) -> Vec<f64> {
-    let (dim, n) = (s.head_dim, s.positions);
-    let mut y = Vec::new();
-    for head in 0..heads {
-        for position in 0..n {
-            let at = (position * heads + head) * dim;
-            let mut row: Vec<f64> = x[at..at + dim].iter().map(|&v| f64::from(v)).collect();
-            if s.biased {
-                row.iter_mut().zip(&bias[head * dim..]).for_each(|(v, &b)| *v += f64::from(b));
-            }
-            if let Some(factor) = factor.filter(|_| s.norm.is_some()) {
-                let mean = row.iter().map(|v| v * v).sum::<f64>() / dim as f64;
-                let scale = 1.0 / (mean + f64::from(EPS)).sqrt();
-                row.iter_mut().zip(factor).for_each(|(v, &f)| *v *= scale * f64::from(f));
-            }
-            if let Some([cosines, sines]) = table {
-                for i in 0..dim / 2 {
-                    let (a, b) = (row[i], row[i + dim / 2]);
-                    let [cos, sin] = [cosines, sines].map(|t| f64::from(t[position * dim / 2 + i]));
-                    (row[i], row[i + dim / 2]) = (a * cos - b * sin, a * sin + b * cos);
-                }
-            }
-            y.extend(row);
-        }
-    }
-    y
-}
 
 #[test]
 fn equals_the_definition() {
@@ -75,12 +39,12 @@ fn equals_the_definition() {
                 let launches = [metal::split_heads(&s, half)];
                 let order = ORDERS[case as usize % 3];
                 let found = shaders.run(&launches, &[], &inputs, 4 * qkv[0].len(), order);
-                let q = expected(&s, heads, &qkv[0], &biases[0], Some(&factors[0]), table);
+                let q = ready_heads(&s, heads, &qkv[0], &biases[0], Some(&factors[0]), table);
                 let ratio = snr(&q, &found.floats());
                 assert!(ratio > 100.0, "{s:?}: queries, {ratio} dB");
                 for (i, stride) in strides.into_iter().enumerate() {
                     let (factor, table) = if i == 0 { (Some(&factors[1][..]), table) } else { (None, None) };
-                    let expected = expected(&s, kv_heads, &qkv[1 + i], &biases[1 + i], factor, table);
+                    let expected = ready_heads(&s, kv_heads, &qkv[1 + i], &biases[1 + i], factor, table);
                     let held: Vec<f32> = match half {
                         false => found.inputs[3 + i]
                             .as_chunks::<4>()

@@ -4,7 +4,8 @@ use shader_runner::lint;
 use shader_tests::{Random, Shaders};
 use squish_kernels::{
     Rotation, Sparse,
-    metal::{self, Before, HeadsShape, Launch, Sum},
+    kv::Codec,
+    metal::{self, Before, HeadsShape, Launch, PagesShape, Sum},
     ops::DenseAttention,
     scheme,
 };
@@ -40,7 +41,11 @@ fn launches() -> Vec<Launch> {
     let op = DenseAttention { scale: 1.0, softcap: None, window: None };
     for head_dim in (1..=256).step_by(15) {
         for half in [false, true] {
-            all.extend(metal::attention(&op, [4, 2, head_dim], [2, 9], [9 * head_dim; 2], half));
+            all.extend(
+                [2, 9].iter().filter_map(|&n| {
+                    metal::attention(&op, [4, n, head_dim], [2, 9], [9 * head_dim; 2], half)
+                }),
+            );
         }
     }
     let sparse = Sparse::new(2, 3, vec![0; 12].into(), vec![].into(), vec![].into()).unwrap();
@@ -60,6 +65,17 @@ fn launches() -> Vec<Launch> {
         }
     }
     all.extend([false, true].map(|gelu| metal::gated(9, gelu)));
+    for head_dim in (64..=256).step_by(64) {
+        let rotation = Rotation::new(head_dim, 64, 1).unwrap();
+        let codecs = [Codec::Int8, Codec::Int4];
+        let pages =
+            PagesShape { kv_heads: 2, head_dim, recent: 2, rings: [4, 4], codecs, rotation: &rotation };
+        all.extend([1, 9].iter().filter_map(|&n| metal::attention_pages(&op, [4, n], 9, &pages)));
+        let (strides, biased, norm) = ([0, 0], false, None);
+        let s =
+            HeadsShape { heads: 4, kv_heads: 2, positions: 2, head_dim, start: 63, strides, biased, norm };
+        all.extend([0..0, 0..1].into_iter().flat_map(|pack| metal::append_pages(&s, &pages, pack)));
+    }
     all
 }
 

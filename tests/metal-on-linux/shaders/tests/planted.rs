@@ -1,11 +1,26 @@
 //! Faults planted on purpose, each of which a test must find.
 
 use shader_runner::{Order, lint};
-use shader_tests::{ORDERS, Random, Shaders, bytes, snr};
+use shader_tests::{Asked, ORDERS, Pages, Random, Shaders, bytes, queries, snr, traced};
 use squish_kernels::{
     Rotation,
+    kv::Mode,
     metal::{self, Before},
+    ops::DenseAttention,
 };
+
+/// Kernels that no test here runs, of files of which it runs others: they would take long to compile.
+const OTHERS: [&str; 9] = [
+    "ATTENTION(1)",
+    "ATTENTION(2)",
+    "ATTENTION(4)",
+    "ATTENTION(8)",
+    "ATTENTION_PAGES(2)",
+    "ATTENTION_PAGES(3)",
+    "ATTENTION_PAGES(4)",
+    "ATTENTION_TILED(128)",
+    "ATTENTION_TILED(256)",
+];
 
 /// Files of the project's shaders, in which `what`, which is there once, is replaced.
 fn planted(files: &[&str], what: &str, with: &str) -> String {
@@ -16,6 +31,9 @@ fn planted(files: &[&str], what: &str, with: &str) -> String {
         }
     }
     assert_eq!(source.matches(what).count(), 1, "`{what}` is there once");
+    for other in OTHERS {
+        source = source.replace(&format!("\n{other}\n"), "\n\n");
+    }
     source.replace(what, with)
 }
 
@@ -30,6 +48,31 @@ fn product(source: &str, scheme: &str, rows: usize) -> Option<String> {
     let launches = [metal::product(&w.packed, 1)];
     for order in ORDERS {
         match shaders.try_run(&launches, &w.parts(), &[&bytes(&x)], 4 * rows, order) {
+            Err(fault) => return Some(fault),
+            Ok(found) => {
+                let ratio = snr(&expected, &found.floats());
+                if ratio.is_nan() || ratio < 100.0 {
+                    return Some(format!("{ratio:.0} dB in order {order:?}"));
+                }
+            }
+        }
+    }
+    None
+}
+
+/// What a test of attention over pages finds, for so many queries.
+fn attention(source: &str, n: usize) -> Option<String> {
+    let shaders = Shaders::of(source).unwrap_or_else(|e| panic!("{e}"));
+    let (random, heads, positions) = (&mut Random::new(1), 2, 150);
+    let pages = Pages::new(Mode::K8V4, [1, positions, 64], 0, n, random);
+    let (q, held) = queries(random, heads * n * 64);
+    let op = DenseAttention { scale: 0.1, softcap: None, window: None };
+    let expected = pages.attention(&op, Asked { heads, n }, &q);
+    let launches = [metal::attention_pages(&op, [heads, n], positions, &pages.shape()).unwrap()];
+    let buffers = pages.buffers();
+    let inputs: Vec<&[u8]> = std::iter::once(&held).chain(&buffers).map(Vec::as_slice).collect();
+    for order in ORDERS {
+        match shaders.try_run(&launches, &[], &inputs, 4 * expected.len(), order) {
             Err(fault) => return Some(fault),
             Ok(found) => {
                 let ratio = snr(&expected, &found.floats());
@@ -60,6 +103,9 @@ fn the_sources_as_they_are_have_none() {
 
 #[test]
 fn a_barrier_left_out() {
+    if !traced() {
+        return;
+    }
     let barrier = "threadgroup_barrier(mem_flags::mem_threadgroup);";
     let fill = "levels[i] = float(table[i]);\n  ";
     let source = planted(&TRELLIS, &format!("{fill}{barrier}"), fill);
@@ -82,14 +128,48 @@ fn a_barrier_left_out() {
 
 #[test]
 fn a_tail_one_too_long() {
+    let as_what = if traced() { "an access out of bounds" } else { "AddressSanitizer: heap-buffer-overflow" };
     let source = planted(&TRELLIS, "row < p.rows && n < p.batch", "row <= p.rows && n < p.batch");
-    found(product(&source, "tcq4", 37), "an access out of bounds");
+    found(product(&source, "tcq4", 37), as_what);
     let source = planted(&UNITS, "lane == 0 && row < p.rows", "lane == 0 && row <= p.rows");
-    found(product(&source, "int8", 37), "an access out of bounds");
+    found(product(&source, "int8", 37), as_what);
+}
+
+/// In attention over pages: a barrier, the end of what is seen, a lane's share of a unit, a buffer index.
+#[test]
+fn attention_with_faults() {
+    if !traced() {
+        return;
+    }
+    let one =
+        ["common", "rotate", "attention", "pages", "attention_pages"].map(|name| format!("{name}.metal"));
+    let one = one.each_ref().map(String::as_str);
+    let many = [&one[..], &["attention_tiled.metal"]].concat();
+    assert_eq!(attention(&planted(&many, "In the end the simdgroups'", "At last the simdgroups'"), 1), None);
+
+    let load = "blocks.load(VALUES,";
+    let source =
+        planted(&many, &format!("threadgroup_barrier(mem_flags::mem_threadgroup);\n    {load}"), load);
+    found(attention(&source, 9), "a race with a load: threadgroup memory 1");
+    let source = planted(&one, "if (page * 64 + place >= end) continue;", "");
+    found(attention(&source, 1), "NaN dB");
+    let source = planted(&many, "const bool there = page * 64 + at < end && unit", "const bool there = unit");
+    found(attention(&source, 9), "NaN dB");
+    let source =
+        planted(&one, "words[i % 8 / 4] >> (8 * (i % 4) + 4 * (i / 8))", "words[i / 8] >> (4 * (i % 8))");
+    found(attention(&source, 1), "dB");
+    let there =
+        "device const half* key_scales [[buffer(5)]],\n    device const half* value_scales [[buffer(6)]]";
+    let with =
+        "device const half* key_scales [[buffer(6)]],\n    device const half* value_scales [[buffer(5)]]";
+    found(attention(&planted(&one, there, with), 1), "is `key_scales`, bound is `value_scales`");
 }
 
 #[test]
 fn two_buffer_indices_swapped() {
+    if !traced() {
+        return;
+    }
     let there = "device const float* x [[buffer(3)]],\n    device float* y [[buffer(4)]]";
     let source =
         planted(&TRELLIS, there, "device const float* x [[buffer(4)]],\n    device float* y [[buffer(3)]]");
@@ -98,6 +178,9 @@ fn two_buffer_indices_swapped() {
 
 #[test]
 fn lanes_that_part_ways() {
+    if !traced() {
+        return;
+    }
     let there = "const uint tiles = p.cols / 16;";
     let source = planted(&TRELLIS, there, "const uint tiles = p.cols / 16;\n  if (lane > 20) return;");
     found(product(&source, "tcq2", 16), "a simd operation after a lane has returned");
@@ -111,12 +194,18 @@ fn lanes_that_part_ways() {
 
 #[test]
 fn a_load_that_is_not_aligned() {
+    if !traced() {
+        return;
+    }
     let source = planted(&TRELLIS, "+ 16 * tile);", "+ 16 * tile + 1);");
     found(product(&source, "tcq2", 16), "an access that is not aligned");
 }
 
 #[test]
 fn a_wrong_bit() {
+    if !traced() {
+        return;
+    }
     let source =
         planted(&TRELLIS, "const uint at = K * i / 32,", "const uint at = i == 31 ? 0 : K * i / 32,");
     found(product(&source, "tcq2", 16), "dB");
@@ -126,6 +215,9 @@ fn a_wrong_bit() {
 
 #[test]
 fn pointers_into_another_address_space() {
+    if !traced() {
+        return;
+    }
     let files = ["common.metal", "rotate.metal"];
     for (what, with) in [
         ("device const float* row = x +", "threadgroup const float* row = x +"),

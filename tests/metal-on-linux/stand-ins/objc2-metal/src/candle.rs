@@ -30,7 +30,9 @@ macro_rules! known {
 }
 
 known! {
-    "copy2d_f32", 5, copy2d;
+    "copy2d_f32", 5, copy2d::<f32>;
+    "copy2d_f16", 5, copy2d::<u16>;
+    "copy2d_u8", 5, copy2d::<u8>;
     "copy_f32_strided", 5, copy_strided;
     "cast_bf16_f32", 2, |b| cast(b, |v| half::bf16::from_bits(v).to_f32());
     "cast_f16_f32", 2, |b| cast(b, |v| half::f16::from_bits(v).to_f32());
@@ -65,17 +67,17 @@ fn values<'a, T>(buffers: Buffers<'a>, index: usize, count: usize) -> &'a [T] {
 
 /// The same, of the argument that is written.
 #[allow(clippy::mut_from_ref)]
-fn output<'a>(buffers: Buffers<'a>, index: usize, count: usize) -> &'a mut [f32] {
+fn output<'a, T>(buffers: Buffers<'a>, index: usize, count: usize) -> &'a mut [T] {
     let (address, bytes) = buffers[index];
-    assert!(bytes >= count * size_of::<f32>(), "argument {index} is too short");
+    assert!(bytes >= count * size_of::<T>(), "argument {index} is too short");
     // SAFETY: as above; Candle's outputs are buffers of their own.
     unsafe { std::slice::from_raw_parts_mut(address.cast(), count) }
 }
 
-fn copy2d(b: Buffers) {
+fn copy2d<T: Copy>(b: Buffers) {
     let [rows, cols, from, to] = [0, 1, 2, 3].map(|i| value::<i64>(b, i) as usize);
     let reach = |stride: usize| (rows - 1) * stride + cols;
-    let (x, y) = (values::<f32>(b, 4, reach(from)), output(b, 5, reach(to)));
+    let (x, y) = (values::<T>(b, 4, reach(from)), output::<T>(b, 5, reach(to)));
     for row in 0..rows {
         y[row * to..][..cols].copy_from_slice(&x[row * from..][..cols]);
     }

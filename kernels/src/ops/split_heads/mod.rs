@@ -1,10 +1,13 @@
 //! Queries, keys and values as attention wants them.
 
 use super::{FloatsOf, RmsScale, norm, rows_of};
+use crate::kv::DeviceHistory;
 use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
+use std::ops::Range;
 #[cfg(feature = "metal")]
 use {
+    super::rows_in,
     crate::metal::{self, device},
     candle_core::{DType, MetalStorage, backend::BackendStorage},
 };
@@ -50,7 +53,7 @@ impl SplitHeads<'_> {
             let q = self.append([q, k, v], [&keys, &values], 0)?;
             return Ok([q, keys, values]);
         }
-        let all = q.apply_op3_no_bwd(k, v, &Heads { of: self, held: None })?;
+        let all = q.apply_op3_no_bwd(k, v, &Heads { of: self, place: None })?;
         let mut start = 0;
         let mut part = |heads: usize| {
             let part = all.narrow(0, start, heads * n * dim)?.reshape((heads, n, dim));
@@ -82,7 +85,29 @@ impl SplitHeads<'_> {
                 return Err(self.refuse(&format!("keys or values {:?} at {start}", held.dims())));
             }
         }
-        q.apply_op3_no_bwd(k, v, &Heads { of: self, held: Some((held, start)) })
+        q.apply_op3_no_bwd(k, v, &Heads { of: self, place: Some(Place::Tensors(held, start)) })
+    }
+
+    /// The queries `[heads, n, head_dim]`, rotated where the history's keys are; keys and values are put into the history, whose
+    /// queries see `window` positions, and all before them where that is `None`. On a GPU.
+    ///
+    /// # Errors
+    /// When shapes do not fit, or the device has no such op; the history then holds what it held.
+    pub fn append_pages(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        history: &mut DeviceHistory,
+        window: Option<usize>,
+    ) -> Result<Tensor> {
+        let n = q.dim(0)?;
+        if window == Some(0) {
+            return Err(self.refuse("a window of no positions"));
+        }
+        let pack = history.reserve((self.kv_heads, n, self.head_dim), q.device())?;
+        let place = Some(Place::Pages(history, pack.clone()));
+        let q = q.apply_op3_no_bwd(k, v, &Heads { of: self, place })?;
+        history.advance(n, pack, window);
+        Ok(q)
     }
 
     fn refuse(&self, what: &str) -> Error {
@@ -109,7 +134,16 @@ const NAME: &str = "squish-split-heads";
 /// The op: to all heads, one after the other, or to the queries' alone, with the others put where they are held.
 struct Heads<'a> {
     of: &'a SplitHeads<'a>,
-    held: Option<([&'a Tensor; 2], usize)>,
+    place: Option<Place<'a>>,
+}
+
+/// Where keys and values are held.
+#[cfg_attr(not(feature = "metal"), allow(dead_code))]
+enum Place<'a> {
+    /// In these tensors, from a position on.
+    Tensors([&'a Tensor; 2], usize),
+    /// In pages, behind the others, of which these are packed now.
+    Pages(&'a DeviceHistory, Range<usize>),
 }
 
 impl CustomOp3 for Heads<'_> {
@@ -128,7 +162,7 @@ impl CustomOp3 for Heads<'_> {
     ) -> Result<(CpuStorage, Shape)> {
         let SplitHeads { heads, kv_heads, head_dim: dim, .. } = *self.of;
         let n = self.of.check(q_layout, k_layout, v_layout)?;
-        if self.held.is_some() {
+        if self.place.is_some() {
             return Err(self.of.refuse("a place for keys"));
         }
         let (q, _) = rows_of(NAME, q, q_layout, heads * dim)?;
@@ -194,27 +228,25 @@ impl CustomOp3 for Heads<'_> {
         let SplitHeads { heads, kv_heads, head_dim: dim, .. } = *of;
         let positions = of.check(q_layout, k_layout, v_layout)?;
         let rows = |storage: &MetalStorage, layout, heads: usize| {
-            super::rows_in(NAME, storage.dtype(), layout, heads * dim).map(|(range, _)| range.start)
+            rows_in(NAME, storage.dtype(), layout, heads * dim).map(|(range, _)| range.start)
         };
         let mut inputs = vec![
             (q, rows(q, q_layout, heads)?),
             (k, rows(k, k_layout, kv_heads)?),
             (v, rows(v, v_layout, kv_heads)?),
         ];
-        let Some(([keys, values], start)) = self.held else {
-            return Err(of.refuse("no place for keys"));
+        let place = self.place.as_ref().ok_or_else(|| of.refuse("no place for keys"))?;
+        let tensors: Vec<&Tensor> = match place {
+            Place::Tensors(held, _) => held.to_vec(),
+            Place::Pages(history, _) => history.tensors().ok_or_else(|| of.refuse("no pages"))?.to_vec(),
         };
-        let half = keys.dtype() == DType::F16;
-        if values.dtype() != keys.dtype() || !(half || keys.dtype() == DType::F32) {
-            return Err(of.refuse(&format!("keys {:?} and values {:?}", keys.dtype(), values.dtype())));
-        }
         let pairs = positions * dim / 2;
         let mut operands = vec![(of.cos, pairs), (of.sin, pairs)];
         if let Some(biases) = of.biases {
             operands.extend(biases.into_iter().zip([heads, kv_heads, kv_heads].map(|heads| heads * dim)));
         }
         operands.extend(of.norms.iter().flatten().map(|norm| (norm.factor, dim)));
-        let held = [keys, values].map(FloatsOf::new);
+        let held: Vec<_> = tensors.iter().map(|held| FloatsOf::new(held)).collect();
         for held in &held {
             inputs.push(held.any_on_metal(NAME)?);
         }
@@ -222,110 +254,36 @@ impl CustomOp3 for Heads<'_> {
         for (other, (_, count)) in others.iter().zip(&operands) {
             inputs.push(other.on_metal(NAME, *count)?);
         }
-        let strides = [keys, values].map(|held| held.dims()[1] * dim);
         let (biased, norm) = (of.biases.is_some(), of.norms.map(|[q, _]| q.eps));
-        let shape =
-            metal::HeadsShape { heads, kv_heads, positions, head_dim: dim, start, strides, biased, norm };
-        let launch = metal::split_heads(&shape, half);
-        let y = device::run(NAME, q.device(), &[launch], &[], &inputs, heads * positions * dim)?;
+        let shape = |start, strides| metal::HeadsShape {
+            heads,
+            kv_heads,
+            positions,
+            head_dim: dim,
+            start,
+            strides,
+            biased,
+            norm,
+        };
+        let launches = match place {
+            Place::Tensors([keys, values], start) => {
+                let half = keys.dtype() == DType::F16;
+                if values.dtype() != keys.dtype() || !(half || keys.dtype() == DType::F32) {
+                    let (keys, values) = (keys.dtype(), values.dtype());
+                    return Err(of.refuse(&format!("keys {keys:?} and values {values:?}")));
+                }
+                let strides = [keys, values].map(|held| held.dims()[1] * dim);
+                vec![metal::split_heads(&shape(*start, strides), half)]
+            }
+            Place::Pages(history, pack) => {
+                let pages = history.shape().ok_or_else(|| of.refuse("no pages"))?;
+                metal::append_pages(&shape(history.len(), [0, 0]), &pages, pack.clone())
+            }
+        };
+        let y = device::run(NAME, q.device(), &launches, &[], &inputs, heads * positions * dim)?;
         Ok((y, (heads, positions, dim).into()))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use candle_core::{D, DType, Device};
-
-    fn random(dims: (usize, usize)) -> Tensor {
-        Tensor::randn(0f32, 1.0, dims, &Device::Cpu).unwrap()
-    }
-
-    /// Step by step, with Candle's operations.
-    fn expected(op: &SplitHeads, qkv: [&Tensor; 3]) -> [Tensor; 3] {
-        [0, 1, 2].map(|i| {
-            let x = qkv[i];
-            let heads = if i == 0 { op.heads } else { op.kv_heads };
-            let x = op.biases.map_or(x.clone(), |biases| x.broadcast_add(biases[i]).unwrap());
-            let n = x.dim(0).unwrap();
-            let mut x =
-                x.reshape((n, heads, op.head_dim)).unwrap().transpose(0, 1).unwrap().contiguous().unwrap();
-            if let Some(norms) = op.norms.filter(|_| i < 2) {
-                x = x
-                    .apply_op1_no_bwd(&super::super::Norm { scale: norms[i], added: None, rotation: None })
-                    .unwrap();
-            }
-            if i < 2 {
-                let half = op.head_dim / 2;
-                let [a, b] = [0, half].map(|start| x.narrow(D::Minus1, start, half).unwrap());
-                let by = |t: &Tensor, by: &Tensor| t.broadcast_mul(by).unwrap();
-                let (low, high) = (by(&a, op.cos) - by(&b, op.sin), by(&a, op.sin) + by(&b, op.cos));
-                x = Tensor::cat(&[low.unwrap(), high.unwrap()], D::Minus1).unwrap();
-            }
-            x
-        })
-    }
-
-    #[test]
-    fn equals_the_definition() {
-        for (heads, kv_heads, n, dim) in [(4, 2, 1, 8), (3, 3, 5, 64), (8, 1, 70, 64)] {
-            let qkv = [heads, kv_heads, kv_heads].map(|heads| random((n, heads * dim)));
-            let biases =
-                [heads, kv_heads, kv_heads].map(|heads| random((1, heads * dim)).squeeze(0).unwrap());
-            let factors = [0, 1].map(|_| random((1, dim)).squeeze(0).unwrap());
-            let (cos, sin) = (random((n, dim / 2)), random((n, dim / 2)));
-            for (biased, normed) in [(false, false), (true, false), (false, true), (true, true)] {
-                let op = SplitHeads {
-                    heads,
-                    kv_heads,
-                    head_dim: dim,
-                    biases: biased.then_some(biases.each_ref()),
-                    norms: normed.then_some(factors.each_ref().map(|factor| RmsScale { factor, eps: 1e-6 })),
-                    cos: &cos,
-                    sin: &sin,
-                };
-                let found = op.split(qkv.each_ref()).unwrap();
-                let expected = expected(&op, qkv.each_ref());
-                let held =
-                    [0, 1].map(|_| Tensor::zeros((kv_heads, n + 3, dim), DType::F32, &Device::Cpu).unwrap());
-                let q = op.append(qkv.each_ref(), held.each_ref(), 2).unwrap();
-                let appended = held.map(|held| held.narrow(1, 2, n).unwrap());
-                for found in [found, [q, appended[0].clone(), appended[1].clone()]] {
-                    for (found, expected) in found.iter().zip(&expected) {
-                        assert_eq!(found.dims(), expected.dims());
-                        let error = (found - expected).unwrap().abs().unwrap().max_all().unwrap();
-                        assert!(error.to_scalar::<f32>().unwrap() < 2e-5, "{heads} {n} {biased} {normed}");
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn refuses_what_does_not_fit() {
-        let (q, k, table) = (random((3, 16)), random((3, 8)), random((3, 4)));
-        let op = SplitHeads {
-            heads: 2,
-            kv_heads: 1,
-            head_dim: 8,
-            biases: None,
-            norms: None,
-            cos: &table,
-            sin: &table,
-        };
-        assert!(op.split([&q, &k, &k]).is_ok());
-        let short = random((2, 4));
-        let narrow = random((3, 4));
-        for (op, qkv) in [
-            (op, [&k, &k, &k]),
-            (op, [&q, &k, &q]),
-            (SplitHeads { cos: &short, ..op }, [&q, &k, &k]),
-            (SplitHeads { biases: Some([&q, &k, &k]), ..op }, [&q, &k, &k]),
-            (SplitHeads { head_dim: 7, ..op }, [&q, &k, &k]),
-            (op, [&q, &k, &narrow]),
-        ] {
-            let error = op.split(qkv).unwrap_err().to_string();
-            assert!(error.contains(NAME), "{error}");
-        }
-    }
-}
+mod tests;
