@@ -143,16 +143,22 @@ fn leftovers(dir: &Path) -> Vec<PathBuf> {
 /// # Errors
 /// [`Error::Io`].
 pub fn sweep(dir: &Path) -> Result<()> {
-    leftovers(dir).iter().try_for_each(|part| remove_part(part))
+    leftovers(dir).iter().try_for_each(|part| discard(part))
 }
 
 /// Removes a directory or a file, if it is there.
-fn remove_part(part: &Path) -> Result<()> {
+///
+/// # Errors
+/// [`Error::Io`].
+pub fn discard(part: &Path) -> Result<()> {
+    clear_away(part).map_err(|source| Error::Io { path: part.into(), source })
+}
+
+/// As [`discard`], for callers that name another path in their errors.
+pub(crate) fn clear_away(part: &Path) -> std::io::Result<()> {
     let removed = if part.is_dir() { std::fs::remove_dir_all(part) } else { std::fs::remove_file(part) };
     match removed {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::Io { path: part.into(), source })
-        }
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
@@ -165,14 +171,12 @@ fn remove_part(part: &Path) -> Result<()> {
 pub fn share(from: &Path, to: &Path, own: (&str, &[u8])) -> Result<()> {
     let work = beside(to, "shared");
     let share = || -> std::io::Result<()> {
-        if work.exists() {
-            std::fs::remove_dir_all(&work)?;
-        }
+        clear_away(&work)?;
         std::fs::create_dir_all(&work)?;
         for file in std::fs::read_dir(from)? {
             let file = file?;
             if file.file_name() != own.0 {
-                place(&file.path(), &work)?;
+                place(&file.path(), &work.join(file.file_name()))?;
             }
         }
         std::fs::write(work.join(own.0), own.1)?;
@@ -181,10 +185,9 @@ pub fn share(from: &Path, to: &Path, own: (&str, &[u8])) -> Result<()> {
     share().map_err(|source| Error::Io { path: to.into(), source })
 }
 
-/// A second name for a file in a directory, or a copy where that cannot be.
-fn place(file: &Path, dir: &Path) -> std::io::Result<()> {
-    let to = dir.join(file.file_name().unwrap_or_default());
-    std::fs::hard_link(file, &to).or_else(|_| std::fs::copy(file, &to).map(|_| ()))
+/// A second name for a file, or a copy where that cannot be, as on another disk.
+pub(crate) fn place(from: &Path, to: &Path) -> std::io::Result<()> {
+    std::fs::hard_link(from, to).or_else(|_| std::fs::copy(from, to).map(|_| ()))
 }
 
 /// Removes a squished model, and what an interrupted pull has left of it; returns the bytes that were freed.
@@ -213,7 +216,7 @@ pub fn remove(home: &Path, name: &str) -> Result<u64> {
     let mut freed = 0;
     for part in parts(&dir) {
         freed += bytes(&part);
-        remove_part(&part)?;
+        discard(&part)?;
     }
     Ok(freed)
 }

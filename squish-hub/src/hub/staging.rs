@@ -11,7 +11,7 @@
 //! used where it is.
 
 use super::{Hub, Listing, RemoteFile, Transfer, cache, client::Attempt};
-use crate::{Error, Result};
+use crate::{Error, Result, store};
 use std::{
     fs::File,
     io::{Read, Write},
@@ -113,13 +113,12 @@ impl Staging {
             let path = path.to_path_buf();
             move |source| Error::Io { path, source }
         };
-        if settled.exists() {
-            std::fs::remove_dir_all(&settled).map_err(io(&settled))?;
-        }
+        store::discard(&settled)?;
         for file in &self.listing.fetched {
             let path = settled.join(&file.name);
             std::fs::create_dir_all(path.parent().unwrap_or(&settled)).map_err(io(&settled))?;
-            place(&whole.join(&file.name), &path).map_err(io(&path))?;
+            let from = whole.join(&file.name).canonicalize();
+            from.and_then(|from| store::place(&from, &path)).map_err(io(&path))?;
         }
         std::fs::rename(&settled, out).map_err(io(out))
     }
@@ -277,10 +276,4 @@ fn hollow(path: &Path, header: &[u8], size: u64) -> std::io::Result<()> {
     file.write_all(header)?;
     file.set_len(size)?;
     std::fs::rename(partial, path)
-}
-
-/// A second name for a file, or a copy where it lies on another disk.
-fn place(from: &Path, to: &Path) -> std::io::Result<()> {
-    let from = from.canonicalize()?;
-    std::fs::hard_link(&from, to).or_else(|_| std::fs::copy(&from, to).map(|_| ()))
 }

@@ -152,13 +152,12 @@ fn replace(dir: &Path, work: &Path, is_there: impl Fn() -> bool) -> Result<()> {
     let _lock = store::lock(dir, &Silent)?;
     if !is_there() {
         let old = store::beside(dir, "old");
-        let clear = || if old.exists() { fs::remove_dir_all(&old).map_err(io) } else { Ok(()) };
-        clear()?;
+        store::clear_away(&old).map_err(io)?;
         if dir.exists() {
             fs::rename(dir, &old).map_err(io)?;
         }
         fs::rename(work, dir).map_err(io)?;
-        clear()?;
+        store::clear_away(&old).map_err(io)?;
     }
     fs::remove_file(store::beside(dir, "lock")).map_err(io)
 }

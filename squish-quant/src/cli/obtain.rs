@@ -79,7 +79,7 @@ pub fn obtain(wish: &Wish, home: &Path, hub: &Hub, bars: &Bars) -> Result<Obtain
         let cached = dir.starts_with(&hub.cache) && !Path::new(&wish.name).is_dir();
         if dir.starts_with(home.join("models")) && work(&dir).exists() {
             let _lock = store::lock(&dir, bars)?;
-            remove(&work(&dir))?;
+            store::discard(&work(&dir))?;
         }
         // Other programs fetch weights alone; what else there is only the hub knows.
         if !cached || hub.offline || dir.join("tokenizer.json").is_file() {
@@ -158,7 +158,7 @@ impl Order {
         store::sweep(&self.out)?;
         if self.is_there() {
             // A process that was killed may have come no further than this.
-            remove(&work)?;
+            store::discard(&work)?;
             return Ok(there(How::There));
         }
         match fs::read_dir(&self.out).map(|mut entries| entries.next().is_some()) {
@@ -170,14 +170,14 @@ impl Order {
         }
         for repository in &self.published {
             if !hub.offline && self.take_published(hub, repository, &work, bars)? {
-                remove(&work)?;
+                store::discard(&work)?;
                 return Ok(there(How::Published));
             }
         }
         let how = self.squish(home, hub, &work, bars);
         // What has come is of use to another call, unless that must fail as well.
         if how.as_ref().map_or_else(is_final, |_| true) {
-            remove(&work)?;
+            store::discard(&work)?;
         }
         how.map(there)
     }
@@ -297,15 +297,6 @@ fn is_final(error: &anyhow::Error) -> bool {
         _ => false,
     };
     !of_hub && !passing
-}
-
-fn remove(work: &Path) -> Result<()> {
-    match fs::remove_dir_all(work) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::Io { path: work.into(), source }.into())
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]
