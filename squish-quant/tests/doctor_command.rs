@@ -1,16 +1,14 @@
 //! `squish-quant doctor` as a script calls it.
 
-use std::process::{Command, Output};
+#[path = "support/home.rs"]
+mod home;
+
+use home::at_home;
+use std::process::Output;
 
 fn doctor(home: &std::path::Path, set: &[(&str, &str)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_squish-quant"));
-    command
-        .env("SQUISH_HOME", home)
-        .env("HF_HOME", home)
-        .env("HF_HUB_OFFLINE", "1")
-        .env("OLLAMA_MODELS", home);
-    command.env_remove("SQUISH_ISA").env_remove("HF_HUB_CACHE").envs(set.iter().copied());
-    command.args(["doctor", "--json"]).output().unwrap()
+    let mut command = at_home(home, &["doctor", "--json"]);
+    command.env_remove("SQUISH_ISA").envs(set.iter().copied()).output().unwrap()
 }
 
 fn json(output: &Output) -> serde_json::Value {

@@ -1,18 +1,16 @@
 //! Every command takes a model by its name, and answers alike where it is not here or not safe.
 
+#[path = "support/home.rs"]
+mod home;
+
+use home::at_home;
 use std::{
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::Output,
 };
 
 fn run(home: &Path, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_squish-quant"));
-    command
-        .env("SQUISH_HOME", home)
-        .env("HF_HOME", home)
-        .env("HF_HUB_OFFLINE", "1")
-        .env("OLLAMA_MODELS", home);
-    command.env_remove("HF_HUB_CACHE").current_dir(home).args(args).output().unwrap()
+    at_home(home, args).current_dir(home).output().unwrap()
 }
 
 /// Each command with the model in its place.
