@@ -94,6 +94,7 @@ impl Text {
 
     /// Goes back, as far as both can.
     fn go_back(&mut self, len: usize) {
+        // Twice: where one comes no further than its mark, the other may have to go further back to its own.
         let len = self.cpu.reachable(len).min(self.device.reachable(len));
         let len = self.cpu.reachable(len).min(self.device.reachable(len));
         self.cpu.truncate(len);

@@ -4,7 +4,7 @@ mod heads;
 mod pages;
 mod random;
 
-pub use heads::ready_heads;
+pub use heads::{RawHeads, ready_heads};
 pub use pages::{Asked, Pages, queries, rotate};
 pub use random::{Matrix, Random, snr};
 

@@ -1,6 +1,6 @@
 //! Heads made ready for attention, against the definition in f64.
 
-use shader_tests::{ORDERS, Random, Shaders, bytes, ready_heads, snr};
+use shader_tests::{ORDERS, Random, RawHeads, Shaders, ready_heads, snr};
 use squish_kernels::metal::{self, HeadsShape};
 
 const EPS: f32 = 1e-6;
@@ -19,22 +19,10 @@ fn equals_the_definition() {
                 let capacity = start + positions + 3;
                 let strides = [capacity * head_dim, (capacity + 1) * head_dim];
                 let s = HeadsShape { heads, kv_heads, positions, head_dim, start, strides, biased, norm };
-                let qkv =
-                    [heads, kv_heads, kv_heads].map(|heads| random.floats(positions * heads * head_dim));
-                let biases = [heads, kv_heads, kv_heads].map(|heads| random.floats(heads * head_dim));
-                let factors = [0; 2].map(|_| random.floats(head_dim));
-                let [cosines, sines] = [0; 2].map(|_| random.floats(positions * head_dim / 2));
-                let table = Some([&cosines[..], &sines]);
+                let raw = RawHeads::new(&s, random);
+                let (RawHeads { qkv, biases, factors, .. }, table) = (&raw, raw.table());
                 let size = if half { 2 } else { 4 };
-                let mut inputs: Vec<Vec<u8>> = qkv.iter().map(|values| bytes(values)).collect();
-                inputs.extend(strides.map(|stride| vec![0xff; kv_heads * stride * size]));
-                inputs.extend([&cosines, &sines].map(|values| bytes(values)));
-                if biased {
-                    inputs.extend(biases.iter().map(|values| bytes(values)));
-                }
-                if norm.is_some() {
-                    inputs.extend(factors.iter().map(|values| bytes(values)));
-                }
+                let inputs = raw.inputs(&s, strides.map(|stride| vec![0xff; kv_heads * stride * size]));
                 let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
                 let launches = [metal::split_heads(&s, half)];
                 let order = ORDERS[case as usize % 3];

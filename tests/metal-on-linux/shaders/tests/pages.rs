@@ -1,7 +1,9 @@
 //! Keys and values in pages: put there, packed, and attention over them.
 
 use half::f16;
-use shader_tests::{Asked, ORDERS, Pages, Random, Shaders, bytes, queries, ready_heads, rotate, snr, traced};
+use shader_tests::{
+    Asked, ORDERS, Pages, Random, RawHeads, Shaders, bytes, queries, ready_heads, rotate, snr, traced,
+};
 use squish_kernels::{
     Rotation,
     kv::{Codec, Mode, PAGE, Side, Store, history::SEED},
@@ -151,25 +153,14 @@ fn heads_are_put_into_pages() {
             let rotation = Rotation::new(head_dim, Rotation::best_block(head_dim).unwrap(), SEED).unwrap();
             let (rings, codecs) = ([4, 6], [mode.keys, mode.values]);
             let pages = PagesShape { kv_heads, head_dim, recent: 2, rings, codecs, rotation: &rotation };
-            let qkv = [heads, kv_heads, kv_heads].map(|heads| random.floats(positions * heads * head_dim));
-            let biases = [heads, kv_heads, kv_heads].map(|heads| random.floats(heads * head_dim));
-            let factors = [0; 2].map(|_| random.floats(head_dim));
-            let [cosines, sines] = [0; 2].map(|_| random.floats(positions * head_dim / 2));
-            let mut inputs: Vec<Vec<u8>> = qkv.iter().map(|values| bytes(values)).collect();
-            inputs.extend(rings.map(|ring| vec![0xff; ring * kv_heads * head_dim * PAGE * 2]));
-            inputs.extend([0; 4].map(|_| vec![0xff; 16]));
-            inputs.extend([&cosines, &sines].map(|values| bytes(values)));
-            if biased {
-                inputs.extend(biases.iter().map(|values| bytes(values)));
-            }
-            if norm.is_some() {
-                inputs.extend(factors.iter().map(|values| bytes(values)));
-            }
+            let raw = RawHeads::new(&s, random);
+            let (RawHeads { qkv, biases, factors, .. }, table) = (&raw, raw.table());
+            let kept = rings.map(|ring| ring * kv_heads * head_dim * PAGE * 2).into_iter().chain([16; 4]);
+            let inputs = raw.inputs(&s, kept.map(|bytes| vec![0xff; bytes]));
             let inputs: Vec<&[u8]> = inputs.iter().map(Vec::as_slice).collect();
             let launches = metal::append_pages(&s, &pages, 0..0);
             assert_eq!(launches.len(), 1);
             let found = shaders.run(&launches, &[], &inputs, 4 * qkv[0].len(), ORDERS[case as usize % 3]);
-            let table = Some([&cosines[..], &sines]);
             let factor = |i: usize| Some(&factors[i][..]);
             let rotated = |mut heads: Vec<f64>, codec: Codec| {
                 if codec.is_packed() {
@@ -210,6 +201,12 @@ fn heads_are_put_into_pages() {
     }
 }
 
+/// The heads of the position after five pages.
+fn next_heads(kv_heads: usize, head_dim: usize) -> HeadsShape {
+    let strides = [0, 0];
+    HeadsShape { heads: 1, kv_heads, positions: 1, head_dim, start: 320, strides, biased: false, norm: None }
+}
+
 /// Codes and scales are those of the CPU, but where two levels are equally near.
 #[test]
 fn pages_are_packed_as_on_the_cpu() {
@@ -220,17 +217,7 @@ fn pages_are_packed_as_on_the_cpu() {
             // Five pages, of which the first two are packed: all five are held as they came, with room for one more.
             let held = Pages::new(mode, [kv_heads, 320, head_dim], 128, 128, random);
             let (pages, buffers) = (held.shape(), held.buffers());
-            let strides = [0, 0];
-            let s = HeadsShape {
-                heads: 1,
-                kv_heads,
-                positions: 1,
-                head_dim,
-                start: 320,
-                strides,
-                biased: false,
-                norm: None,
-            };
+            let s = next_heads(kv_heads, head_dim);
             let [q, k, v] = [1, kv_heads, kv_heads].map(|heads| bytes(&random.floats(heads * head_dim)));
             let table = bytes(&random.floats(head_dim / 2));
             let mut inputs = vec![q, k, v, buffers[0].clone(), buffers[1].clone()];
@@ -295,16 +282,7 @@ fn what_is_no_number_stays_none() {
     let (pages, mut buffers) = (held.shape(), held.buffers());
     // Position 5 of page 0: one channel of its key.
     buffers[0][2 * (7 * PAGE + 5)..][..2].copy_from_slice(&f16::INFINITY.to_le_bytes());
-    let s = HeadsShape {
-        heads: 1,
-        kv_heads,
-        positions: 1,
-        head_dim,
-        start: 320,
-        strides: [0, 0],
-        biased: false,
-        norm: None,
-    };
+    let s = next_heads(kv_heads, head_dim);
     let mut inputs = vec![vec![0; 4 * head_dim]; 3];
     inputs.extend(buffers);
     inputs.extend([vec![0; 2 * head_dim], vec![0; 2 * head_dim]]);

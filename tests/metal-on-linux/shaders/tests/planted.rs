@@ -5,7 +5,7 @@ use shader_tests::{Asked, ORDERS, Pages, Random, Shaders, bytes, queries, snr, t
 use squish_kernels::{
     Rotation,
     kv::Mode,
-    metal::{self, Before},
+    metal::{self, Before, Launch},
     ops::DenseAttention,
 };
 
@@ -37,6 +37,28 @@ fn planted(files: &[&str], what: &str, with: &str) -> String {
     source.replace(what, with)
 }
 
+/// What comparing a run's output with what is expected finds, if anything.
+fn fault(
+    shaders: &Shaders,
+    launches: &[Launch],
+    parts: &[&[u8]],
+    inputs: &[&[u8]],
+    expected: &[f64],
+) -> Option<String> {
+    for order in ORDERS {
+        match shaders.try_run(launches, parts, inputs, 4 * expected.len(), order) {
+            Err(fault) => return Some(fault),
+            Ok(found) => {
+                let ratio = snr(expected, &found.floats());
+                if ratio.is_nan() || ratio < 100.0 {
+                    return Some(format!("{ratio:.0} dB in order {order:?}"));
+                }
+            }
+        }
+    }
+    None
+}
+
 /// What a test of a product in this scheme finds, if anything.
 fn product(source: &str, scheme: &str, rows: usize) -> Option<String> {
     let shaders = Shaders::of(source).unwrap_or_else(|e| panic!("{e}"));
@@ -46,18 +68,7 @@ fn product(source: &str, scheme: &str, rows: usize) -> Option<String> {
     let dot = |row: &[f32]| row.iter().zip(&x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
     let expected: Vec<f64> = dense.chunks(448).map(dot).collect();
     let launches = [metal::product(&w.packed, 1)];
-    for order in ORDERS {
-        match shaders.try_run(&launches, &w.parts(), &[&bytes(&x)], 4 * rows, order) {
-            Err(fault) => return Some(fault),
-            Ok(found) => {
-                let ratio = snr(&expected, &found.floats());
-                if ratio.is_nan() || ratio < 100.0 {
-                    return Some(format!("{ratio:.0} dB in order {order:?}"));
-                }
-            }
-        }
-    }
-    None
+    fault(&shaders, &launches, &w.parts(), &[&bytes(&x)], &expected)
 }
 
 /// What a test of attention over pages finds, for so many queries.
@@ -71,18 +82,7 @@ fn attention(source: &str, n: usize) -> Option<String> {
     let launches = [metal::attention_pages(&op, [heads, n], positions, &pages.shape()).unwrap()];
     let buffers = pages.buffers();
     let inputs: Vec<&[u8]> = std::iter::once(&held).chain(&buffers).map(Vec::as_slice).collect();
-    for order in ORDERS {
-        match shaders.try_run(&launches, &[], &inputs, 4 * expected.len(), order) {
-            Err(fault) => return Some(fault),
-            Ok(found) => {
-                let ratio = snr(&expected, &found.floats());
-                if ratio.is_nan() || ratio < 100.0 {
-                    return Some(format!("{ratio:.0} dB in order {order:?}"));
-                }
-            }
-        }
-    }
-    None
+    fault(&shaders, &launches, &[], &inputs, &expected)
 }
 
 const TRELLIS: [&str; 2] = ["common.metal", "gemv_trellis.metal"];
