@@ -1,6 +1,6 @@
 //! The original's weights files, as they arrive from the hub.
 
-use super::{obtain::refused, progress::Bars};
+use super::{progress::Bars, scan::refused};
 use anyhow::Result;
 use squish_hub::hub::{RemoteFile, Staging};
 use squish_quant::Arrivals;

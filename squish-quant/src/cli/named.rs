@@ -1,7 +1,8 @@
 //! A model on the command line: a directory, or a name that stands for one (docs/names.md).
 
+use super::scan::refused;
 use anyhow::Result;
-use squish_hub::{Error, locate, locate_original};
+use squish_hub::{locate, locate_original};
 use std::path::{Path, PathBuf};
 
 /// The directory of a model.
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 /// # Errors
 /// Those of [`locate`]; a checkpoint with a file that is not what its name says ends the command with exit code 2.
 pub fn model(name: &Path) -> Result<PathBuf> {
-    checked(locate(name))
+    locate(name).map_err(refused)
 }
 
 /// The directory of an original.
@@ -17,12 +18,5 @@ pub fn model(name: &Path) -> Result<PathBuf> {
 /// # Errors
 /// As [`model`].
 pub fn original(name: &Path) -> Result<PathBuf> {
-    checked(locate_original(name))
-}
-
-fn checked(found: squish_hub::Result<PathBuf>) -> Result<PathBuf> {
-    match found {
-        Err(e @ Error::Unsafe { .. }) => Err(super::scan::Refused(e.to_string()).into()),
-        found => Ok(found?),
-    }
+    locate_original(name).map_err(refused)
 }

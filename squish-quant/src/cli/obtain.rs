@@ -1,6 +1,6 @@
 //! From a model's name to a directory on this machine, by the shortest way there is.
 
-use super::{from_hub::FromHub, progress::Bars, scan::Refused};
+use super::{from_hub::FromHub, progress::Bars, scan::refused};
 use anyhow::{Result, bail};
 use serde::Serialize;
 use squish_hub::{
@@ -136,14 +136,6 @@ fn published(model: &Model, recipe: &str) -> Vec<String> {
     let organisation = std::env::var("SQUISH_ORG").ok().filter(|name| !name.is_empty());
     let by_name = organisation.map(|organisation| format!("{organisation}/{}-{recipe}", model.name));
     model.published.get(recipe).cloned().into_iter().chain(by_name).collect()
-}
-
-/// What is not safe to load has an exit code of its own.
-pub fn refused(error: squish_hub::Error) -> anyhow::Error {
-    match error {
-        squish_hub::Error::Unsafe { .. } => Refused(error.to_string()).into(),
-        error => error.into(),
-    }
 }
 
 impl Order {

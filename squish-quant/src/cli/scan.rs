@@ -36,6 +36,14 @@ impl std::fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
+/// What is not safe to load has an exit code of its own.
+pub fn refused(error: squish_hub::Error) -> anyhow::Error {
+    match error {
+        squish_hub::Error::Unsafe { .. } => Refused(error.to_string()).into(),
+        error => error.into(),
+    }
+}
+
 impl Scan {
     pub fn run(self) -> Result<()> {
         if self.path.starts_with("hf:") {
