@@ -2,24 +2,26 @@
 //!
 //!     cargo run --release -p squish-quant --example train_trellis -- --bits 2,3,4,5 --seed 1
 //!
-//! A codebook is two tables of 16 bytes whose sum, or exclusive or, is the level, and both wrap around; so the best one cannot be computed from means: it is searched by simulated annealing. A
-//! round changes an entry (or exchanges two), encodes the same samples with the changed codebook (Viterbi's search), and keeps the change if the
-//! ratio of signal to error rises, or, with a probability that falls with the temperature, if it does not. The last quarter of the rounds is taken on four times as many samples, so that what is
-//! chosen suits the source and not the sample. Everything is repeated for `--restarts` seeds. The same arguments give the same codebook, with any number of
-//! threads.
+//! A codebook is two tables of 16 bytes whose sum, or exclusive or, is the level, and both wrap around; so the best one cannot be
+//! computed from means: it is searched by simulated annealing. A round changes an entry (or exchanges two), finds the least error that
+//! paths of the changed codebook leave of the same samples, and keeps the change if the ratio of signal to error rises, or, with a
+//! probability that falls with the temperature, if it does not. The last quarter of the rounds is taken on four times as many samples,
+//! so that what is chosen suits the source and not the sample. Everything is repeated for `--restarts` seeds. The same arguments give
+//! the same codebook, with any number of threads.
 //!
 //! `--rust` prints the codebooks in the form in which `kernels/src/scheme/trellis/tables.rs` holds them.
 
 use anyhow::Result;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use pulp::Arch;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use rand_distr::StandardNormal;
 use rayon::prelude::*;
 use serde_json::json;
 use squish_kernels::scheme::{
     TCQ2, TCQ3, TCQ4, TCQ5, Trellis,
-    trellis::{Codebook, LEVEL_UNIT, TILE_WEIGHTS},
+    trellis::{Codebook, LEVEL_UNIT, TILE_WEIGHTS, WINDOW_BITS},
 };
 use squish_quant::viterbi::Viterbi;
 
@@ -36,14 +38,17 @@ struct Cli {
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     restarts: u32,
     /// Changes to try.
-    #[arg(long, default_value_t = 24000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 6000, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
     /// Tiles of 256 samples that a change is judged on.
-    #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
     tiles: u32,
     /// Temperature at first, in decibels.
     #[arg(long, default_value_t = 0.02, value_parser = temperature)]
     temperature: f64,
+    /// Begin with the codebooks in use, not with random ones; a temperature of 0.002 suits that.
+    #[arg(long)]
+    refine: bool,
     /// Tiles to measure on, which nothing was trained or chosen on.
     #[arg(long, default_value_t = 8000, value_parser = clap::value_parser!(u32).range(1..))]
     test_tiles: u32,
@@ -80,7 +85,7 @@ fn main() -> Result<()> {
         let test = Source { seed: !0, sigma: 1.0 / trained.step, tiles: cli.test_tiles as usize };
         let db = |factor: f64| {
             let source = Source { sigma: test.sigma / factor, ..test };
-            ratio(&Viterbi::new(bits, trained.codebook.levels()), &source.samples())
+            ratio(bits, &trained.codebook, &source.samples())
         };
         let snr_db = db(1.0);
         if cli.rust {
@@ -140,8 +145,9 @@ impl Source {
     }
 }
 
-/// The ratio of the samples to their error, in decibels.
-fn ratio(search: &Viterbi, samples: &[Vec<Tile>]) -> f64 {
+/// The ratio of the samples to the error that their codes leave, in decibels.
+fn ratio(bits: usize, codebook: &Codebook, samples: &[Vec<Tile>]) -> f64 {
+    let search = Viterbi::new(bits, codebook);
     let chunk = |viterbi: &mut Viterbi, targets: &Vec<Tile>| {
         let mut codes = vec![0; targets.len() * viterbi.tile_bytes()];
         let mut found = vec![[0.0; TILE_WEIGHTS]; targets.len()];
@@ -150,8 +156,56 @@ fn ratio(search: &Viterbi, samples: &[Vec<Tile>]) -> f64 {
         let energy = pairs().map(|(target, _)| f64::from(*target).powi(2)).sum::<f64>();
         (energy, pairs().map(|(target, found)| f64::from(target - found).powi(2)).sum::<f64>())
     };
-    let sums: Vec<_> = samples.par_iter().map_init(|| search.clone(), chunk).collect();
-    // In the order of the chunks, whichever thread had them.
+    decibels(samples.par_iter().map_init(|| search.clone(), chunk).collect())
+}
+
+/// The same for paths that need not close, each as long as a chunk, without the codes: a fraction of the time.
+fn open_ratio(bits: usize, codebook: &Codebook, samples: &[Vec<Tile>]) -> f64 {
+    let (windows, symbols) = (1 << WINDOW_BITS, 1 << bits);
+    // The window of the state after it and the symbol that it drops: those of one symbol side by side.
+    let level = |symbol| move |state: usize| f32::from(codebook.level((state << bits | symbol) as u16));
+    let levels: Vec<f32> =
+        (0..symbols).flat_map(|symbol| (0..windows / symbols).map(level(symbol))).collect();
+    let chunk = |targets: &Vec<Tile>| {
+        let samples = targets.as_flattened();
+        let error = Arch::new().dispatch(|| least_error(bits, &levels, samples));
+        (samples.iter().map(|target| f64::from(*target).powi(2)).sum(), error)
+    };
+    decibels(samples.par_iter().map(chunk).collect())
+}
+
+/// The least error of any path, forwards through the trellis.
+#[inline(always)]
+fn least_error(bits: usize, levels: &[f32], samples: &[f32]) -> f64 {
+    let states = levels.len() >> bits;
+    // The costs of the states before, those that end in the same symbol side by side, and of those after.
+    let (mut before, mut after) = (vec![0f32; states], vec![0f32; states]);
+    let same_symbol = states >> bits;
+    let mut total = 0.0;
+    for (i, &sample) in samples.iter().enumerate() {
+        after.fill(f32::MAX);
+        for (levels, before) in levels.chunks_exact(states).zip(before.chunks_exact(same_symbol)) {
+            for (levels, after) in levels.chunks_exact(same_symbol).zip(after.chunks_exact_mut(same_symbol)) {
+                for ((level, before), after) in levels.iter().zip(before).zip(after) {
+                    let cost = before + (sample - level) * (sample - level);
+                    *after = if cost < *after { cost } else { *after };
+                }
+            }
+        }
+        // Sums stay small: only their differences matter.
+        let least = if i % 64 == 63 { after.iter().copied().fold(f32::MAX, f32::min) } else { 0.0 };
+        total += f64::from(least);
+        for (symbol, before) in before.chunks_exact_mut(same_symbol).enumerate() {
+            for (state, before) in before.iter_mut().enumerate() {
+                *before = after[state << bits | symbol] - least;
+            }
+        }
+    }
+    total + f64::from(before.iter().copied().fold(f32::MAX, f32::min))
+}
+
+/// Of energies and errors, in the order of the chunks, whichever thread had them.
+fn decibels(sums: Vec<(f64, f64)>) -> f64 {
     let (energy, error) =
         sums.iter().fold((0.0, 0.0), |(energy, error), sums| (energy + sums.0, error + sums.1));
     10.0 * f64::log10(energy / error)
@@ -173,22 +227,17 @@ fn built_in(bits: usize) -> Trained {
 /// The best codebook of all seeds.
 fn best(cli: &Cli, bits: usize) -> Trained {
     let step = STEPS[bits - 2];
-    let judge = Source { seed: !9, sigma: 1.0 / step, tiles: 4096 }.samples();
+    let judge = Source { seed: !9, sigma: 1.0 / step, tiles: 1024 }.samples();
     let mut best: Option<(f64, Trained)> = None;
     for seed in (cli.seed..).take(cli.restarts as usize) {
         let codebook = anneal(cli, bits, seed);
-        let db = ratio(&hasty(bits, &codebook), &judge);
+        let db = open_ratio(bits, &codebook, &judge);
         eprintln!("{bits} bits, seed {seed}: {db:.3} dB");
         if best.as_ref().is_none_or(|(best, _)| db > *best) {
             best = Some((db, Trained { seed, codebook, step }));
         }
     }
     best.expect("at least one start").1
-}
-
-/// The search as training has it: which way the ring closes matters little to a codebook, and a look at half as far takes less time.
-fn hasty(bits: usize, codebook: &Codebook) -> Viterbi {
-    Viterbi::new(bits, codebook.levels()).reach(96)
 }
 
 /// The two tables while they are changed.
@@ -229,12 +278,16 @@ fn anneal(cli: &Cli, bits: usize, seed: u64) -> Codebook {
     let sigma = 1.0 / STEPS[bits - 2];
     let source = Source { seed: rng.random(), sigma, tiles: cli.tiles as usize };
     let mut samples = source.samples();
-    let mut tables = Tables::random(&mut rng, sigma);
+    let in_use = built_in(bits).codebook;
+    let mut tables = match cli.refine {
+        true => Tables([*in_use.low(), *in_use.high()]),
+        false => Tables::random(&mut rng, sigma),
+    };
     while tables.codebook(bits).is_none() {
         tables = Tables::random(&mut rng, sigma);
     }
     let db = |tables: &Tables, samples: &[Vec<Tile>]| {
-        tables.codebook(bits).map_or(f64::NEG_INFINITY, |codebook| ratio(&hasty(bits, &codebook), samples))
+        tables.codebook(bits).map_or(f64::NEG_INFINITY, |codebook| open_ratio(bits, &codebook, samples))
     };
     let mut now = db(&tables, &samples);
     let mut best = (now, tables);

@@ -54,7 +54,7 @@ pub fn tiles_dot(run: TileRun) -> [f32; TILE] {
                 for (row, integer) in integers.iter_mut().enumerate() {
                     let bits = row_bits::<K>(tile, row);
                     let levels: [i8; TILE] =
-                        std::array::from_fn(|c| run.codebook.levels()[usize::from((bits >> (K * c)) as u8)]);
+                        std::array::from_fn(|c| run.codebook.level((bits >> (K * c)) as u16));
                     *integer += dot(&levels, values);
                 }
             }
@@ -94,7 +94,7 @@ mod tests {
             for (t, tile) in codes.chunks_exact(32 * bits).enumerate() {
                 for (i, window) in trellis::windows(tile, bits).into_iter().enumerate() {
                     let c = 16 * t + i % 16;
-                    let level = f64::from(codebook.levels()[usize::from(window)]);
+                    let level = f64::from(codebook.level(window));
                     let product = f64::from(x.scales()[c / GROUP]) * level * f64::from(x.values()[c]);
                     expected[i / 16].0 += product;
                     expected[i / 16].1 += product.abs();

@@ -141,7 +141,7 @@ pub fn spread_tiles(depth: usize, bits: usize, codebook: &Codebook, codes: &[u8]
     let (tiles, panels) = (codes.chunks_exact(32 * bits), out.as_chunks_mut::<{ TILE / 4 }>().0);
     assert!(tiles.len() == panels.len());
     for (tile, panel) in tiles.zip(panels) {
-        let levels = trellis::windows(tile, bits).map(|window| codebook.levels()[usize::from(window)]);
+        let levels = trellis::windows(tile, bits).map(|window| codebook.level(window));
         for (row, levels) in levels.as_chunks::<TILE>().0.iter().enumerate() {
             set(depth, panel, row, levels);
         }

@@ -178,7 +178,7 @@ mod tests {
                     let expected = if row < rows && col < 16 * count {
                         let tile = &codes[col / 16 * 32 * bits..][..32 * bits];
                         let window = trellis::window(tile, bits, (first + row) * 16 + col % 16);
-                        steps[row] * f32::from(codebook.levels()[usize::from(window)])
+                        steps[row] * f32::from(codebook.level(window))
                     } else {
                         7.0
                     };

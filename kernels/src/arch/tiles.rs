@@ -1,4 +1,4 @@
-//! Decoding the tiles of a trellis code: windows of eight bits, each looked up in a table of 256 levels.
+//! Decoding the tiles of a trellis code: windows of twelve bits, each looked up by the lowest and the highest four.
 
 use crate::scheme::{TILE, trellis::Codebook};
 
@@ -37,12 +37,13 @@ impl Tiles<'_> {
 /// The bits from the start of a tile's row on, with `K` bits a weight: those of its 16 windows, and perhaps more.
 #[inline(always)]
 pub(super) fn row_bits<const K: usize>(tile: &[u8], row: usize) -> u128 {
-    // The windows of a row lie in 2K + 1 bytes, of which the last belongs to the next row.
+    // The windows of a row lie in 2K + 2 bytes, of which the last two belong to the next row.
     let tile = &tile[..32 * K];
     if row == TILE - 1 {
         // The code wraps around: after its last byte comes its first.
         let (_, end) = tile.split_last_chunk().expect("16 bytes at least");
-        u128::from_le_bytes(*end) >> (128 - 16 * K) | u128::from(tile[0]) << (16 * K)
+        let start = u16::from_le_bytes([tile[0], tile[1]]);
+        u128::from_le_bytes(*end) >> (128 - 16 * K) | u128::from(start) << (16 * K)
     } else if K < 4 {
         u64::from_le_bytes(*tile[2 * K * row..].first_chunk().expect("8 bytes are left")).into()
     } else {
@@ -50,11 +51,12 @@ pub(super) fn row_bits<const K: usize>(tile: &[u8], row: usize) -> u128 {
     }
 }
 
-/// How vectors take every second window out of a row's bits: the even ones, or with `ODD` 1 the odd ones.
+/// How vectors take eight bits from the start of every second window out of a row's bits: those of the even ones, or with `ODD` 1 of
+/// the odd ones. The bits a byte later are those of the row's bits without their first byte.
 pub(super) struct Windows<const K: usize, const ODD: usize>;
 
 impl<const K: usize, const ODD: usize> Windows<K, ODD> {
-    /// The bytes of the row that lane `m` of 16 bits takes: the two that window `2m + ODD` lies in.
+    /// The bytes of the row that lane `m` of 16 bits takes: the two that the bits of window `2m + ODD` lie in.
     pub(super) const BYTES: [u8; 16] = {
         let mut bytes = [0; 16];
         let mut b = 0;
@@ -79,7 +81,7 @@ impl<const K: usize, const ODD: usize> Windows<K, ODD> {
 
 #[cfg(target_arch = "x86_64")]
 impl<const K: usize, const ODD: usize> Windows<K, ODD> {
-    /// Powers of two: the window in lane `m`, times that, has its bits in the upper byte.
+    /// Powers of two: lane `m`, times that, has the window's bits in the upper byte.
     pub(super) const FACTORS: [i16; 8] = {
         let mut factors = [0; 8];
         let mut m = 0;
@@ -101,9 +103,7 @@ pub fn decode(tiles: Tiles, out: &mut [f32]) {
                 let mut levels = [0; TILE];
                 for (half, levels) in levels.as_chunks_mut::<8>().0.iter_mut().enumerate() {
                     let bits = (bits >> (8 * K * half)) as u64;
-                    *levels = std::array::from_fn(|j| {
-                        tiles.codebook.levels()[usize::from((bits >> (K * j)) as u8)]
-                    });
+                    *levels = std::array::from_fn(|j| tiles.codebook.level((bits >> (K * j)) as u16));
                 }
                 for (out, level) in out[r * tiles.stride + TILE * t..][..TILE].iter_mut().zip(levels) {
                     *out = step * f32::from(level);

@@ -47,3 +47,6 @@ METAL_FUNC T chosen(uint which, T a, T b, T c) { return which == 0 ? a : which =
 
 // An f32 whose upper half these bits are.
 METAL_FUNC float from_bf16(ushort bits) { return as_type<float>(uint(bits) << 16); }
+
+// Of a window of 12 bits (those above do not matter) the lowest and the highest four: the index of its level.
+METAL_FUNC uint pair_of(uint window) { return (window & 15) | (window >> 4 & 0xf0); }

@@ -22,9 +22,10 @@ struct Trellis {
   static METAL_FUNC float weight(thread const Stored& w, uint row, uint col) {
     device const uchar* tile = w.codes + (row / 16 * (w.cols / 16) + col / 16) * 32 * K;
     const uint bit = K * (row % 16 * 16 + col % 16), byte = bit / 8;
-    // Two bytes hold the window; after the tile's last byte comes its first.
-    const uint pair = tile[byte] | uint(tile[(byte + 1) % (32 * K)]) << 8;
-    return float(w.scales[row]) * (float(w.table[(pair >> (bit % 8)) & 255]) / 32);
+    // Three bytes hold the window; after the tile's last byte comes its first.
+    uint bits = 0;
+    for (uint b = 0; b < 3; b++) bits |= uint(tile[(byte + b) % (32 * K)]) << (8 * b);
+    return float(w.scales[row]) * (float(w.table[pair_of(bits >> (bit % 8))]) / 32);
   }
 };
 

@@ -5,18 +5,18 @@
 // Moves     each code once, x once for 16 rows (from the cache): K cols / 8 + 6 bytes an output.
 // Aims at   the memory's bandwidth: 32 lanes read 128 K consecutive bytes at a time.
 //
-// Weight i of a tile, row by row, is table[8 bits from bit K i on]. Lane l takes rows 2 (l % 8) and 2 (l % 8) + 1 of tile
-// l / 8 of the run: 32 weights in K words. The last windows reach up to 8 - K bits into the next lane's first
-// word, or around the tile's end into its first.
+// Weight i of a tile, row by row, has a window of 12 bits from bit K i on; its level is looked up by the lowest and the highest four
+// of them. Lane l takes rows 2 (l % 8) and 2 (l % 8) + 1 of tile l / 8 of the run: 32 weights in K words. The last windows
+// reach up to 12 - K bits into the next lane's first word, or around the tile's end into its first.
 
 constant constexpr uint TRELLIS_SIMDGROUPS = 4;
 
-// Window i of the 32 that begin in `words`, of which the last is the next lane's first.
+// What window i is looked up by, of the 32 that begin in `words`, of which the last is the next lane's first.
 template <uint K>
-METAL_FUNC uint window(thread const uint* words, uint i) {
+METAL_FUNC uint pair(thread const uint* words, uint i) {
   const uint at = K * i / 32, shift = K * i % 32;
-  const uint above = shift > 24 ? words[at + 1] << (32 - shift) : 0;
-  return ((words[at] >> shift) | above) & 255;
+  const uint above = shift > 20 ? words[at + 1] << (32 - shift) : 0;
+  return pair_of((words[at] >> shift) | above);
 }
 
 // The rows of one strip. `partial` is [TRELLIS_SIMDGROUPS, N, 16].
@@ -42,7 +42,7 @@ METAL_FUNC void gemv_trellis_strip(
     words[K] = simd_shuffle(words[0], ushort((lane & ~7u) | ((lane + 1) & 7u)));
     float level[32];
     #pragma clang loop unroll(full)
-    for (uint i = 0; i < 32; i++) level[i] = levels[window<K>(words, i)];
+    for (uint i = 0; i < 32; i++) level[i] = levels[pair<K>(words, i)];
     for (uint n = 0; n < N; n++) {
       if (inside && n < p.batch) {
         device const float4* from = (device const float4*)(x + n * p.cols + 16 * tile);

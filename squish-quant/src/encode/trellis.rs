@@ -57,7 +57,7 @@ impl Encoder for Trellis {
         let (mut found, mut levels) = (vec![0; tiles * bytes], targets.clone());
         SEARCH.with_borrow_mut(|searches| {
             let search =
-                searches.entry(self.bits()).or_insert_with(|| Viterbi::new(self.bits(), self.table()));
+                searches.entry(self.bits()).or_insert_with(|| Viterbi::new(self.bits(), self.codebook()));
             search.encode(&targets, &importance(metric), &mut found, &mut levels);
         });
         let row_bytes = codes.len() / tiles;

@@ -115,13 +115,13 @@ impl Table {
         Self { low: load_signed(codebook.low()), high: load_signed(codebook.high()) }
     }
 
-    /// The level of each window of a code of `K` bits a weight.
+    /// The level of each window of a code of `K` bits a weight, from its lowest four bits and its highest: the lower four of these bytes.
     #[inline]
     #[target_feature(enable = "neon")]
-    pub fn lookup<const K: usize>(&self, windows: uint8x16_t) -> int8x16_t {
-        let lower = vqtbl1q_s8(self.low, vandq_u8(windows, vdupq_n_u8(15)));
-        let upper = vqtbl1q_s8(self.high, vshrq_n_u8::<4>(windows));
-        if K == 2 { veorq_s8(lower, upper) } else { vaddq_s8(lower, upper) }
+    pub fn lookup<const K: usize>(&self, lowest: uint8x16_t, highest: uint8x16_t) -> int8x16_t {
+        let nibble = |bytes| vandq_u8(bytes, vdupq_n_u8(15));
+        let (low, high) = (vqtbl1q_s8(self.low, nibble(lowest)), vqtbl1q_s8(self.high, nibble(highest)));
+        if K == 2 { veorq_s8(low, high) } else { vaddq_s8(low, high) }
     }
 }
 

@@ -106,7 +106,7 @@ fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
         let table = Table::new(tiles.codebook);
         for (t, tile) in tiles.codes.chunks_exact(32 * K).enumerate() {
             for (r, &step) in steps.iter().enumerate() {
-                let levels = table.lookup::<K>(row_windows::<K>(tile, first + r));
+                let levels = row_levels::<K>(tile, first + r, &table);
                 // SAFETY: `check` made sure of 16 values for every row and tile.
                 store_levels(levels, step, unsafe { &mut *out.as_mut_ptr().add(r * stride + 16 * t).cast() });
             }
@@ -124,14 +124,22 @@ fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
     }
 }
 
-/// The sixteen windows of a tile's row.
+/// The levels of a tile's row.
 #[inline]
 #[target_feature(enable = "neon")]
-pub(super) fn row_windows<const K: usize>(tile: &[u8], row: usize) -> uint8x16_t {
+pub(super) fn row_levels<const K: usize>(tile: &[u8], row: usize, table: &Table) -> int8x16_t {
     let bits = match tile[2 * K * row..].first_chunk() {
         Some(bytes) => load(bytes),
         None => load(&row_bits::<K>(tile, row).to_le_bytes()),
     };
+    // The highest four bits of a window begin a byte after the lowest.
+    table.lookup::<K>(eights::<K>(bits), eights::<K>(vextq_u8::<1>(bits, bits)))
+}
+
+/// Eight bits from the start of each window of a row.
+#[inline]
+#[target_feature(enable = "neon")]
+fn eights<const K: usize>(bits: uint8x16_t) -> uint8x16_t {
     let take = |bytes: [u8; 16], shifts: [i16; 8]| {
         let pairs = vreinterpretq_u16_u8(vqtbl1q_u8(bits, load(&bytes)));
         // SAFETY: the pointer is that of eight 16-bit numbers.

@@ -5,7 +5,7 @@
 
 use super::{
     bytes::{Sdot, Table, usmmla},
-    neon::row_windows,
+    neon::row_levels,
     registers::{load, load_floats, load_signed, store_floats},
     units::UnitLevels,
 };
@@ -301,7 +301,7 @@ pub(super) fn spread_tiles<const DEPTH: usize>(
             for four in 0..TILE / 4 {
                 let mut rows = [vdupq_n_s8(0); 4];
                 for (r, row) in rows.iter_mut().enumerate() {
-                    *row = table.lookup::<K>(row_windows::<K>(tile, 4 * four + r));
+                    *row = row_levels::<K>(tile, 4 * four + r, &table);
                 }
                 place_rows::<DEPTH>(rows, four, panel);
             }

@@ -7,7 +7,7 @@
 
 use super::{
     bytes::{Dot, Table},
-    neon::row_windows,
+    neon::row_levels,
     registers::{load, load_signed, store_floats},
 };
 use crate::{arch::integer::TileRun, quantized_input::GROUP, scheme::TILE};
@@ -97,8 +97,11 @@ fn inputs<const K: usize>(values: &[i8; TILE]) -> [int8x16_t; 4] {
     ]
 }
 
-/// Eight bits from bit `RIGHT` of each byte on, the upper ones from `next`; `LEFT` is `8 - RIGHT`.
-macro_rules! window {
+/// Four bits from bit `RIGHT` of each byte on, and others above them; where they cross into `next`, `LEFT` is `8 - RIGHT`.
+macro_rules! bits {
+    ($byte:expr, $right:literal) => {
+        vshrq_n_u8::<$right>($byte)
+    };
     ($byte:expr, $next:expr, $right:literal, $left:literal) => {
         vsliq_n_u8::<$left>(vshrq_n_u8::<$right>($byte), $next)
     };
@@ -124,47 +127,48 @@ unsafe fn add_tile<D: Dot, const K: usize, const N: usize>(
     match K {
         2 | 4 => {
             let bytes: &[[u8; 16]; N] = bytes.first_chunk().expect("a register of sums for each 16 bytes");
-            let mut after = load(&bytes[0]);
+            let mut following = load(&bytes[0]);
             for (c, sum) in sums.iter_mut().enumerate() {
                 // The code wraps around: after its last byte comes its first.
-                let byte = after;
-                after = load(&bytes[(c + 1) % N]);
-                let next = vextq_u8::<1>(byte, after);
-                add(sum, table.lookup::<K>(byte), 0);
+                let byte = following;
+                following = load(&bytes[(c + 1) % N]);
+                let next = vextq_u8::<1>(byte, following);
+                add(sum, table.lookup::<K>(byte, next), 0);
                 if K == 2 {
-                    add(sum, table.lookup::<K>(window!(byte, next, 2, 6)), 1);
-                    add(sum, table.lookup::<K>(window!(byte, next, 4, 4)), 2);
-                    add(sum, table.lookup::<K>(window!(byte, next, 6, 2)), 3);
+                    let after = vextq_u8::<2>(byte, following);
+                    add(sum, table.lookup::<K>(bits!(byte, 2), bits!(next, 2)), 1);
+                    add(sum, table.lookup::<K>(bits!(byte, 4), bits!(next, 4)), 2);
+                    add(sum, table.lookup::<K>(bits!(byte, next, 6, 2), bits!(next, after, 6, 2)), 3);
                 } else {
-                    add(sum, table.lookup::<K>(window!(byte, next, 4, 4)), 1);
+                    add(sum, table.lookup::<K>(bits!(byte, 4), bits!(next, 4)), 1);
                 }
             }
         }
         3 => {
             let halves = tile.as_chunks::<48>().0;
             for (h, sums) in sums.as_chunks_mut::<2>().0.iter_mut().enumerate() {
-                // Three bytes hold eight windows, and a sixth of the last one's bits is in the next three.
+                // In three bytes eight windows begin; the last ones end in the next three.
                 // SAFETY: the pointer is that of 48 bytes.
                 let uint8x16x3_t(a, b, c) = unsafe { vld3q_u8(halves[h].as_ptr()) };
                 // SAFETY: as above.
-                let uint8x16x3_t(after, ..) = unsafe { vld3q_u8(halves[1 - h].as_ptr()) };
-                let d = vextq_u8::<1>(a, after);
+                let uint8x16x3_t(next_a, next_b, _) = unsafe { vld3q_u8(halves[1 - h].as_ptr()) };
+                let (d, e) = (vextq_u8::<1>(a, next_a), vextq_u8::<1>(b, next_b));
                 // A register of windows has columns p and 8 + p of eight rows; two of them, those of every other row.
                 let mut pair = |p: usize, first, second| {
-                    let first = vreinterpretq_s16_s8(table.lookup::<K>(first));
-                    let second = vreinterpretq_s16_s8(table.lookup::<K>(second));
+                    let (first, second) = (vreinterpretq_s16_s8(first), vreinterpretq_s16_s8(second));
                     add(&mut sums[0], vreinterpretq_s8_s16(vtrn1q_s16(first, second)), p);
                     add(&mut sums[1], vreinterpretq_s8_s16(vtrn2q_s16(first, second)), p);
                 };
-                pair(0, a, window!(a, b, 3, 5));
-                pair(1, window!(a, b, 6, 2), window!(b, c, 1, 7));
-                pair(2, window!(b, c, 4, 4), window!(b, c, 7, 1));
-                pair(3, window!(c, d, 2, 6), window!(c, d, 5, 3));
+                let level = |lowest, highest| table.lookup::<K>(lowest, highest);
+                pair(0, level(a, b), level(bits!(a, 3), bits!(b, 3)));
+                pair(1, level(bits!(a, b, 6, 2), bits!(b, c, 6, 2)), level(bits!(b, 1), bits!(c, 1)));
+                pair(2, level(bits!(b, 4), bits!(c, 4)), level(bits!(b, c, 7, 1), bits!(c, d, 7, 1)));
+                pair(3, level(bits!(c, 2), bits!(d, 2)), level(bits!(c, d, 5, 3), bits!(d, e, 5, 3)));
             }
         }
         _ => {
             for (row, sum) in sums.iter_mut().enumerate() {
-                add(sum, table.lookup::<K>(row_windows::<K>(tile, row)), 0);
+                add(sum, row_levels::<K>(tile, row, table), 0);
             }
         }
     }

@@ -111,8 +111,7 @@ fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
             for (pair, steps) in steps.chunks(2).enumerate() {
                 let row = first + 2 * pair;
                 let high = row_bytes::<K>(tile, row + steps.len() - 1);
-                let levels =
-                    levels_of::<K>(windows::<K>(_mm256_set_m128i(high, row_bytes::<K>(tile, row))), book);
+                let levels = levels_of::<K>(_mm256_set_m128i(high, row_bytes::<K>(tile, row)), book);
                 let halves = [_mm256_castsi256_si128(levels), _mm256_extracti128_si256(levels, 1)];
                 for (r, (&step, half)) in steps.iter().zip(halves).enumerate() {
                     // SAFETY: `check` made sure of 16 values for every row and tile.
@@ -157,10 +156,10 @@ fn row_bytes<const K: usize>(tile: &[u8], row: usize) -> __m128i {
     }
 }
 
-/// The windows of a row in each half, from its bits.
+/// Eight bits from the start of each window of a row in each half.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn windows<const K: usize>(bits: __m256i) -> __m256i {
+fn eights<const K: usize>(bits: __m256i) -> __m256i {
     let (even, odd) = (both(&Windows::<K, 0>::BYTES), both(&Windows::<K, 1>::BYTES));
     let (even, odd) = (_mm256_shuffle_epi8(bits, even), _mm256_shuffle_epi8(bits, odd));
     let even = _mm256_mullo_epi16(even, both(&Windows::<K, 0>::FACTORS));
@@ -169,23 +168,25 @@ pub(super) fn windows<const K: usize>(bits: __m256i) -> __m256i {
     _mm256_blendv_epi8(_mm256_srli_epi16(even, 8), odd, upper)
 }
 
-/// The level of each window, by the two tables of a codebook.
+/// The levels of a row in each half, from its bits, by the two tables of a codebook.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn levels_of<const K: usize>(windows: __m256i, book: [__m256i; 2]) -> __m256i {
-    levels_by_halves::<K>(book, nibble(windows), nibble(_mm256_srli_epi16(windows, 4)))
+pub(super) fn levels_of<const K: usize>(bits: __m256i, book: [__m256i; 2]) -> __m256i {
+    // The highest four bits of a window begin a byte after the lowest.
+    let (lowest, highest) = (eights::<K>(bits), eights::<K>(_mm256_srli_si256::<1>(bits)));
+    levels_by::<K>(book, nibble(lowest), nibble(highest))
 }
 
-/// The level of each window, from its lower and its upper half.
+/// The level of each window, from its lowest and its highest four bits.
 #[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn levels_by_halves<const K: usize>(
+pub(super) fn levels_by<const K: usize>(
     [low, high]: [__m256i; 2],
-    lower: __m256i,
-    upper: __m256i,
+    lowest: __m256i,
+    highest: __m256i,
 ) -> __m256i {
-    let (lower, upper) = (_mm256_shuffle_epi8(low, lower), _mm256_shuffle_epi8(high, upper));
-    if K == 2 { _mm256_xor_si256(lower, upper) } else { _mm256_add_epi8(lower, upper) }
+    let (low, high) = (_mm256_shuffle_epi8(low, lowest), _mm256_shuffle_epi8(high, highest));
+    if K == 2 { _mm256_xor_si256(low, high) } else { _mm256_add_epi8(low, high) }
 }
 
 /// The lower four bits of each byte.

@@ -1,12 +1,11 @@
 //! AVX2: dot products of tiles. A register holds the codes of some rows, and a level is two look-ups of 16 entries.
 //!
-//! Where some weights fill whole bytes, halves of windows are shared: with two bits a weight, window `4 j + p` begins at bit `2 p` of byte `j`. Its lower
-//! half is the four bits there, its upper half the four bits at `2 p + 4`, which are the lower half of the window two weights on. So six
-//! shifts of the tile's bytes serve four windows each byte; with four bits a weight, three serve two. A register then has every fourth, or every
-//! other, column of some rows, and the input is put into that order once for all 16 rows.
+//! Where some weights fill whole bytes, all windows that begin at the same bit of a byte are one shift of the tile's bytes: with two bits
+//! a weight, window `4 j + p` is looked up by the four bits from bit `2 p` of byte `j` on, and by the same of byte `j + 1`. A register then
+//! has every fourth (with four bits, every other) column of some rows, and the input is put into that order once for all 16 rows.
 
 use super::{
-    avx2::{both, levels_by_halves, levels_of, nibble, windows},
+    avx2::{both, levels_by, levels_of, nibble},
     avx2_units::sum_pairs,
     fetch::fetch_ahead,
 };
@@ -90,33 +89,25 @@ fn add_tile<const K: usize, const BYTES: usize, const N: usize>(
     match K {
         2 => {
             let x = [x.ordered(orders[0]), x.ordered(orders[1]), x.ordered(orders[2]), x.ordered(orders[3])];
-            let (bytes, next) = bytes_and_next::<BYTES, N>(tile);
-            for ((sum, byte), next) in sums.iter_mut().zip(bytes).zip(next) {
-                // Four bits that cross into the next byte: shifts of words see those of even bytes, and a byte on those of odd ones.
-                let (even, odd) = (_mm256_srli_epi16(byte, 6), _mm256_slli_epi16(next, 2));
-                let halves = [
-                    nibble(byte),
-                    nibble(_mm256_srli_epi16(byte, 2)),
-                    nibble(_mm256_srli_epi16(byte, 4)),
-                    nibble(_mm256_blendv_epi8(even, odd, _mm256_set1_epi16(0xff00u16.cast_signed()))),
-                    nibble(next),
-                    nibble(_mm256_srli_epi16(next, 2)),
-                ];
-                let first = x[0].dot(levels_by_halves::<K>(book, halves[0], halves[2]));
-                let second = x[1].dot(levels_by_halves::<K>(book, halves[1], halves[3]));
-                let third = x[2].dot(levels_by_halves::<K>(book, halves[2], halves[4]));
-                let fourth = x[3].dot(levels_by_halves::<K>(book, halves[3], halves[5]));
+            let [bytes, next, after] = three_registers::<BYTES, N>(tile);
+            for (((sum, byte), next), after) in sums.iter_mut().zip(bytes).zip(next).zip(after) {
+                let (lowest, highest) = (quarters(byte, next), quarters(next, after));
+                let mut products = [_mm256_setzero_si256(); 4];
+                for p in 0..4 {
+                    products[p] = x[p].dot(levels_by::<K>(book, lowest[p], highest[p]));
+                }
+                let [first, second, third, fourth] = products;
                 let (left, right) = (_mm256_add_epi32(first, second), _mm256_add_epi32(third, fourth));
                 *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(left, right));
             }
         }
         4 => {
             let x = [x.ordered(orders[0]), x.ordered(orders[1])];
-            let (bytes, next) = bytes_and_next::<BYTES, N>(tile);
+            let [bytes, next, _] = three_registers::<BYTES, N>(tile);
             for ((sum, byte), next) in sums.iter_mut().zip(bytes).zip(next) {
-                let halves = [nibble(byte), nibble(_mm256_srli_epi16(byte, 4)), nibble(next)];
-                let even = x[0].dot(levels_by_halves::<K>(book, halves[0], halves[1]));
-                let odd = x[1].dot(levels_by_halves::<K>(book, halves[1], halves[2]));
+                let even = x[0].dot(levels_by::<K>(book, nibble(byte), nibble(next)));
+                let (byte, next) = (_mm256_srli_epi16(byte, 4), _mm256_srli_epi16(next, 4));
+                let odd = x[1].dot(levels_by::<K>(book, nibble(byte), nibble(next)));
                 *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(even, odd));
             }
         }
@@ -124,10 +115,10 @@ fn add_tile<const K: usize, const BYTES: usize, const N: usize>(
             let [pairs @ .., last] = sums.as_mut_slice() else { return };
             for (n, sum) in pairs.iter_mut().enumerate() {
                 let rows = _mm256_set_m128i(row::<K, BYTES>(tile, 2 * n + 1), row::<K, BYTES>(tile, 2 * n));
-                *sum = _mm256_add_epi32(*sum, x.dot(levels_of::<K>(windows::<K>(rows), book)));
+                *sum = _mm256_add_epi32(*sum, x.dot(levels_of::<K>(rows, book)));
             }
             let rows = last_rows::<K, BYTES>(tile);
-            *last = _mm256_add_epi32(*last, x.dot(levels_of::<K>(windows::<K>(rows), book)));
+            *last = _mm256_add_epi32(*last, x.dot(levels_of::<K>(rows, book)));
         }
     }
 }
@@ -201,19 +192,37 @@ fn both_of(bytes: Option<&[u8; 16]>) -> __m256i {
     both(bytes.expect("a tile has 64 bytes at least"))
 }
 
-/// The registers of a tile, and those that begin a byte later.
+/// Four bits from bits 0, 2, 4 and 6 of each byte on; `next` are the bytes after them.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn bytes_and_next<const BYTES: usize, const N: usize>(tile: &[u8; BYTES]) -> ([__m256i; N], [__m256i; N]) {
+fn quarters(bytes: __m256i, next: __m256i) -> [__m256i; 4] {
+    // What crosses into the next byte: a shift of words has it for even bytes, and for odd ones that of the words a byte on.
+    let (even, odd) = (_mm256_srli_epi16(bytes, 6), _mm256_slli_epi16(next, 2));
+    [
+        nibble(bytes),
+        nibble(_mm256_srli_epi16(bytes, 2)),
+        nibble(_mm256_srli_epi16(bytes, 4)),
+        nibble(_mm256_blendv_epi8(even, odd, _mm256_set1_epi16(0xff00u16.cast_signed()))),
+    ]
+}
+
+/// The registers of a tile, those that begin a byte later, and two.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn three_registers<const BYTES: usize, const N: usize>(tile: &[u8; BYTES]) -> [[__m256i; N]; 3] {
     assert!(BYTES == 32 * N);
-    // SAFETY: the pointers are those of 32 bytes each, the last of the second kind left out.
+    // SAFETY: the pointers are those of 32 bytes each, the last of the second and third kind left out.
     let load = |at: usize| unsafe { _mm256_loadu_si256(tile.as_ptr().add(at).cast()) };
     // Not by `from_fn`: what it calls is compiled without the instruction set.
-    let (mut bytes, mut next) = ([load(0); N], [load(0); N]);
-    bytes.iter_mut().enumerate().for_each(|(n, bytes)| *bytes = load(32 * n));
-    next[..N - 1].iter_mut().enumerate().for_each(|(n, next)| *next = load(32 * n + 1));
+    let mut registers = [[load(0); N]; 3];
+    for (later, registers) in registers.iter_mut().enumerate() {
+        let within = if later == 0 { N } else { N - 1 };
+        registers[..within].iter_mut().enumerate().for_each(|(n, register)| *register = load(32 * n + later));
+    }
     // The code wraps around: after its last byte comes its first.
+    let [bytes, next, after] = &mut registers;
     let turned = _mm256_permute2x128_si256::<0x21>(bytes[N - 1], bytes[0]);
     next[N - 1] = _mm256_alignr_epi8::<1>(turned, bytes[N - 1]);
-    (bytes, next)
+    after[N - 1] = _mm256_alignr_epi8::<2>(turned, bytes[N - 1]);
+    registers
 }

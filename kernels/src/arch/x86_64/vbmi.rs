@@ -53,7 +53,8 @@ fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
     }
 }
 
-/// The levels of tiles of `K` bits a weight, a quarter of a tile at a time: 64 windows of eight bits, each looked up.
+/// The levels of tiles of `K` bits a weight, a quarter of a tile at a time: 64 windows, each looked up by its lowest and its highest
+/// four bits.
 pub(super) struct TileLevels<const K: usize> {
     table: [__m512i; 4],
     shifts: __m512i,
@@ -77,16 +78,28 @@ impl<const K: usize> TileLevels<K> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     pub fn quarter(&self, tile: &[u8], quarter: usize) -> __m512i {
         let bytes = load_bytes(tile, Quarter::<K>::STARTS[quarter]);
-        // Eight windows in each 64-bit lane: the bytes that they lie in, then eight bits from each one's first. What has wrapped
-        // around is in this register only if it is all of the tile.
+        // Eight windows in each 64-bit lane: the bytes that they lie in, then the bits that each is looked up by. What has wrapped around
+        // is in this register only if it is all of the tile.
         let lanes = if K == 2 || quarter < 3 {
             _mm512_permutexvar_epi8(self.bytes[quarter], bytes)
         } else {
             _mm512_permutex2var_epi8(bytes, self.bytes[quarter], load_bytes(tile, 0))
         };
-        let windows = _mm512_multishift_epi64_epi8(self.shifts, lanes);
-        lookup(&self.table, windows)
+        lookup(&self.table, pairs(self.shifts, lanes))
     }
+}
+
+/// The lowest and the highest four bits of windows that begin at these bits of their 64-bit lanes, as [`trellis::pair`] has them.
+///
+/// [`trellis::pair`]: crate::scheme::trellis::pair
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+pub(super) fn pairs(shifts: __m512i, lanes: __m512i) -> __m512i {
+    // Eight bits from each one's first on, and from its fifth: of these the upper four are the window's highest.
+    let lowest = _mm512_multishift_epi64_epi8(shifts, lanes);
+    let highest = _mm512_multishift_epi64_epi8(_mm512_add_epi8(shifts, _mm512_set1_epi8(4)), lanes);
+    // Of each bit, that of `lowest` where the mask is set, else that of `highest`.
+    _mm512_ternarylogic_epi64::<0xca>(_mm512_set1_epi8(0x0f), lowest, highest)
 }
 
 /// A table of levels for [`lookup`], with the bits of `flip` flipped in every level.
@@ -99,14 +112,14 @@ pub(super) fn in_registers(table: &[i8; 256], flip: i8) -> [__m512i; 4] {
     })
 }
 
-/// The level of each window.
+/// The level of each byte in a table of 256.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(super) fn lookup(table: &[__m512i; 4], windows: __m512i) -> __m512i {
-    // A permutation looks at the lower seven bits of a window; the eighth chooses between two of them.
-    let lower = _mm512_permutex2var_epi8(table[0], windows, table[1]);
-    let upper = _mm512_permutex2var_epi8(table[2], windows, table[3]);
-    _mm512_mask_blend_epi8(_mm512_movepi8_mask(windows), lower, upper)
+pub(super) fn lookup(table: &[__m512i; 4], bytes: __m512i) -> __m512i {
+    // A permutation looks at the lower seven bits of a byte; the eighth chooses between two of them.
+    let lower = _mm512_permutex2var_epi8(table[0], bytes, table[1]);
+    let upper = _mm512_permutex2var_epi8(table[2], bytes, table[3]);
+    _mm512_mask_blend_epi8(_mm512_movepi8_mask(bytes), lower, upper)
 }
 
 /// How the 64 windows of a quarter of a tile lie in its bytes: lane `e` of 64 bits holds windows `8e` to `8e + 7`.

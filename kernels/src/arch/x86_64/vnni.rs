@@ -4,7 +4,7 @@
 
 use super::{
     fetch::fetch_ahead,
-    vbmi::{TileLevels, in_registers, lookup},
+    vbmi::{TileLevels, in_registers, lookup, pairs},
     vnni_panel,
 };
 use crate::{
@@ -81,7 +81,7 @@ fn tiles<const K: usize>(run: TileRun) -> [f32; TILE] {
 
 /// With two bits a weight, a tile is a register, and its windows need no permutation.
 ///
-/// Each 64 bits hold two rows, and 29 of their 32 windows whole. The last quarter of the windows, with the other three, is taken from
+/// Each 64 bits hold two rows, and 27 of their 32 windows whole. The last quarter of the windows, with the other five, is taken from
 /// the tile turned by 32 bits.
 #[target_feature(enable = "avx512f,avx512bw,avx512vbmi,avx512vnni")]
 fn tiles_of_two_bits(run: TileRun) -> [f32; TILE] {
@@ -103,7 +103,7 @@ fn tiles_of_two_bits(run: TileRun) -> [f32; TILE] {
             let turned = _mm512_alignr_epi32(tile, tile, 1);
             for (quarter, shifts) in shifts.into_iter().enumerate() {
                 let bits = if quarter == 3 { turned } else { tile };
-                let levels = lookup(&table, _mm512_multishift_epi64_epi8(shifts, bits));
+                let levels = lookup(&table, pairs(shifts, bits));
                 let product = &mut products[quarter / 2];
                 *product = _mm512_dpbusd_epi32(*product, levels, values[quarter % 2]);
             }

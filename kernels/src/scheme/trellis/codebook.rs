@@ -1,14 +1,16 @@
-//! The level of each window of eight bits.
+//! The level of each window of twelve bits.
 
-/// 256 levels, made of two tables of 16:
+/// Levels made of two tables of 16, looked up by the lowest and by the highest four bits of a window:
 ///
 /// ```text
-/// level[w] = low[w mod 16] ^ high[w div 16]                  with two bits a weight: exclusive or of bytes
-/// level[w] = low[w mod 16] + high[w div 16] modulo 256       with more                (two's complement)
+/// level[w] = low[w mod 16] ^ high[w div 256]                 with two bits a weight: exclusive or of bytes
+/// level[w] = low[w mod 16] + high[w div 256] modulo 256      with more               (two's complement)
 /// ```
 ///
-/// Processors whose look-up in registers knows 16 entries at a time (AVX2; NEON, whose larger ones are as many operations) need 20 instructions and more
-/// for one of 256, and three for these. What that costs in decibels stands in docs/measurements.md; which of the two operations loses less was found by training both.
+/// Processors whose look-up in registers knows 16 entries at a time (AVX2; NEON, whose larger ones are as many operations) need three
+/// instructions for that, and 20 and more for one table of 256. The four bits between are looked at by neighbours only: they
+/// lengthen the memory of the trellis, and cost no instruction. What that is worth stands in docs/measurements.md; which of the two
+/// operations loses less was found by training both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Codebook {
     low: [i8; 16],
@@ -31,31 +33,36 @@ impl Codebook {
     /// As [`Codebook::new`], or nothing when a level is -128.
     pub const fn try_new(bits: usize, low: [i8; 16], high: [i8; 16]) -> Option<Self> {
         let mut levels = [0; 256];
-        let mut window = 0;
-        while window < 256 {
-            let (low, high) = (low[window % 16], high[window / 16]);
-            levels[window] = if bits == 2 { low ^ high } else { low.wrapping_add(high) };
-            if levels[window] == i8::MIN {
+        let mut pair = 0;
+        while pair < 256 {
+            let (low, high) = (low[pair % 16], high[pair / 16]);
+            levels[pair] = if bits == 2 { low ^ high } else { low.wrapping_add(high) };
+            if levels[pair] == i8::MIN {
                 return None;
             }
-            window += 1;
+            pair += 1;
         }
         Some(Self { low, high, levels })
     }
 
-    /// What the lower half of a window contributes.
+    /// What the lowest four bits of a window contribute.
     pub const fn low(&self) -> &[i8; 16] {
         &self.low
     }
 
-    /// What the upper half of a window contributes.
+    /// What the highest four bits of a window contribute.
     pub const fn high(&self) -> &[i8; 16] {
         &self.high
     }
 
-    /// The level of each window.
+    /// The level of each pair of four bits that a window is looked up by, see [`pair`].
     pub const fn levels(&self) -> &[i8; 256] {
         &self.levels
+    }
+
+    /// The level of a window.
+    pub const fn level(&self, window: u16) -> i8 {
+        self.levels[pair(window) as usize]
     }
 
     /// A codebook from any bytes.
@@ -64,4 +71,9 @@ impl Codebook {
         // An odd and an even number make no even one.
         Self::new(bits, low.map(|level| level | 1), high.map(|level| level & !1))
     }
+}
+
+/// The bits of a window that it is looked up by, in a byte: the lowest four, and above them the highest four.
+pub const fn pair(window: u16) -> u8 {
+    (window & 0x0f | window >> 4 & 0xf0) as u8
 }

@@ -1,17 +1,17 @@
 //! `tcq2` to `tcq5`: trellis codes of 2, 3, 4 and 5 bits a weight.
 //!
-//! A weight's level is looked up not by its own `k` bits alone but by a window of eight, most of which it
-//! shares with its neighbours: the codes of a tile form a path through a trellis of 256 states, and an
+//! A weight's level is looked up not by its own `k` bits alone but by a window of twelve, most of which it
+//! shares with its neighbours: the codes of a tile form a path through a trellis of `2^(12 - k)` states, and an
 //! encoder that searches the paths (Viterbi's algorithm) finds levels that fit better than separate codes of
 //! the same size could (M. Marcellin and T. Fischer, "Trellis coded quantization", 1990). With `bits` the code of a tile of
 //! 16 x 16 weights, 256 k bits that wrap around ("tail-biting"), weight `i` of the tile, row by row, is
 //!
 //! ```text
-//! weight = scale[row] * level[bits k i .. k i + 8] / 32
+//! weight = scale[row] * level[bits k i .. k i + 12] / 32
 //! ```
 //!
-//! So each next window drops the lowest `k` bits of the last one, and takes in `k` new ones at the top. Eight bits are
-//! few on purpose, and a level is made of two look-ups of four bits ([`Codebook`]): both stay in vector registers.
+//! So each next window drops the lowest `k` bits of the last one, and takes in `k` new ones at the top. A level is
+//! made of two look-ups, by four bits and by the four that come a byte later ([`Codebook`]): both stay in vector registers.
 //!
 //! Parts: `codes` U8 `[ceil(rows / 16), cols / 16 * 32 k]`, the tiles of 16 rows from left to right (rows past the last one are
 //! padding), `scales` F16 `[rows, 1]`. `cols` is a multiple of 16. At 4096 columns 16/4096 bits more than `k`.
@@ -28,23 +28,25 @@ use crate::{
 use std::ops::Range;
 use tables::{TABLE_2, TABLE_3, TABLE_4, TABLE_5, Table};
 
-pub use codebook::Codebook;
+pub use codebook::{Codebook, pair};
 pub use tile::{pack, window, windows};
 
 /// Rows, and columns, of a tile.
 pub const TILE: usize = 16;
 /// Weights of a tile.
 pub const TILE_WEIGHTS: usize = TILE * TILE;
+/// Bits of a window.
+pub const WINDOW_BITS: usize = 12;
 /// What an integer level is divided by.
 pub const LEVEL_UNIT: f32 = 32.0;
 
-/// Two bits a weight: 11.07 dB on a Gaussian.
+/// Two bits a weight: 11.39 dB on a Gaussian.
 pub static TCQ2: Trellis = Trellis { name: "tcq2", bits: 2, table: &TABLE_2 };
-/// Three bits a weight: 16.72 dB on a Gaussian.
+/// Three bits a weight: 17.08 dB on a Gaussian.
 pub static TCQ3: Trellis = Trellis { name: "tcq3", bits: 3, table: &TABLE_3 };
 /// Four bits a weight: 22.31 dB on a Gaussian.
 pub static TCQ4: Trellis = Trellis { name: "tcq4", bits: 4, table: &TABLE_4 };
-/// Five bits a weight: 27.78 dB on a Gaussian.
+/// Five bits a weight: 28.23 dB on a Gaussian.
 pub static TCQ5: Trellis = Trellis { name: "tcq5", bits: 5, table: &TABLE_5 };
 
 /// A trellis code with a trained table and one f16 scale a row.
@@ -62,11 +64,6 @@ impl Trellis {
     }
 
     /// The level of each window, in units of the row's scale over [`LEVEL_UNIT`].
-    pub fn table(&self) -> &'static [i8; 256] {
-        self.codebook().levels()
-    }
-
-    /// The tables that the levels are made of.
     pub fn codebook(&self) -> &'static Codebook {
         &self.table.codebook
     }
@@ -88,7 +85,7 @@ impl Scheme for Trellis {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn default_group(&self, cols: usize) -> usize {
@@ -124,7 +121,7 @@ impl Scheme for Trellis {
     fn weight(&self, m: &Packed, row: usize, col: usize) -> f32 {
         let tile = &m.row(0, row / TILE)[col / TILE * self.tile_bytes()..][..self.tile_bytes()];
         let window = window(tile, self.bits, row % TILE * TILE + col % TILE);
-        m.f16(1, row, 0) * (f32::from(self.table()[usize::from(window)]) / LEVEL_UNIT)
+        m.f16(1, row, 0) * (f32::from(self.codebook().level(window)) / LEVEL_UNIT)
     }
 
     fn integers(&self) -> Option<Integers<'_>> {
