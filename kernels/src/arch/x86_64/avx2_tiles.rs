@@ -32,14 +32,16 @@ pub(super) unsafe fn tiles_dot(run: TileRun) -> [f32; TILE] {
 fn strip<const K: usize, const BYTES: usize, const N: usize>(run: TileRun) -> [f32; TILE] {
     const { assert!(BYTES == 32 * K) };
     let book = [both(run.codebook.low()), both(run.codebook.high())];
-    let orders = orders::<K>();
     let mut sums = [_mm256_setzero_ps(); N];
     let groups = run.codes.chunks(GROUP / TILE * BYTES).zip(run.x.values().as_chunks::<GROUP>().0);
     for ((tiles, values), &scale) in groups.zip(run.x.scales()) {
         fetch_ahead(tiles, 0, GROUP / TILE * BYTES);
+        // Out of the compiler's sight: it would take them from the registers that they were in, by permutations, where loads cost nothing.
+        let x = &Inputs::new::<K>(values);
+        let x = std::hint::black_box(x);
         let mut products = [_mm256_setzero_si256(); N];
-        for (tile, values) in tiles.as_chunks::<BYTES>().0.iter().zip(values.as_chunks::<TILE>().0) {
-            add_tile::<K, BYTES, N>(tile, book, Input::new(values), &orders, &mut products);
+        for (t, tile) in tiles.as_chunks::<BYTES>().0.iter().enumerate() {
+            add_tile::<K, BYTES, N>(tile, book, x, t, &mut products);
         }
         let scale = _mm256_set1_ps(scale);
         for (sum, products) in sums.iter_mut().zip(products) {
@@ -59,36 +61,19 @@ fn strip<const K: usize, const BYTES: usize, const N: usize>(run: TileRun) -> [f
     rows
 }
 
-/// Which columns a register of levels has of each row: with two bits every fourth one from `p` on, with four every other one.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn orders<const K: usize>() -> [__m256i; 4] {
-    let every = match K {
-        2 => 4,
-        4 => 2,
-        _ => 1,
-    };
-    let mut orders = [_mm256_setzero_si256(); 4];
-    for (p, order) in orders.iter_mut().enumerate() {
-        let columns: [u8; TILE] = std::array::from_fn(|i| (p % every + i % (TILE / every) * every) as u8);
-        *order = both(&columns);
-    }
-    orders
-}
-
-/// Adds the products of a tile.
+/// Adds the products of tile `t` of a group.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn add_tile<const K: usize, const BYTES: usize, const N: usize>(
     tile: &[u8; BYTES],
     book: [__m256i; 2],
-    x: Input,
-    orders: &[__m256i; 4],
+    x: &Inputs,
+    t: usize,
     sums: &mut [__m256i; N],
 ) {
     match K {
         2 => {
-            let x = [x.ordered(orders[0]), x.ordered(orders[1]), x.ordered(orders[2]), x.ordered(orders[3])];
+            let x = [x.four(4 * t), x.four(4 * t + 1), x.four(4 * t + 2), x.four(4 * t + 3)];
             let [bytes, next, after] = three_registers::<BYTES, N>(tile);
             for (((sum, byte), next), after) in sums.iter_mut().zip(bytes).zip(next).zip(after) {
                 let (lowest, highest) = (quarters(byte, next), quarters(next, after));
@@ -102,7 +87,7 @@ fn add_tile<const K: usize, const BYTES: usize, const N: usize>(
             }
         }
         4 => {
-            let x = [x.ordered(orders[0]), x.ordered(orders[1])];
+            let x = [x.eight(2 * t), x.eight(2 * t + 1)];
             let [bytes, next, _] = three_registers::<BYTES, N>(tile);
             for ((sum, byte), next) in sums.iter_mut().zip(bytes).zip(next) {
                 let even = x[0].dot(levels_by::<K>(book, nibble(byte), nibble(next)));
@@ -112,6 +97,7 @@ fn add_tile<const K: usize, const BYTES: usize, const N: usize>(
             }
         }
         _ => {
+            let x = x.sixteen(t);
             let [pairs @ .., last] = sums.as_mut_slice() else { return };
             for (n, sum) in pairs.iter_mut().enumerate() {
                 let rows = _mm256_set_m128i(row::<K, BYTES>(tile, 2 * n + 1), row::<K, BYTES>(tile, 2 * n));
@@ -123,7 +109,70 @@ fn add_tile<const K: usize, const BYTES: usize, const N: usize>(
     }
 }
 
-/// The input of a tile's columns, and its sizes, once in each half.
+/// A group's inputs in the order that the codes ask for, and their sizes: of each tile, with two bits every fourth column from the first
+/// on, then from the second on, ...; with four bits the even and the odd ones.
+struct Inputs {
+    values: [u8; GROUP],
+    sizes: [u8; GROUP],
+}
+
+impl Inputs {
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn new<const K: usize>(values: &[i8; GROUP]) -> Self {
+        let order: [u8; TILE] = const {
+            let every = match K {
+                2 => 4,
+                4 => 2,
+                _ => 1,
+            };
+            let (mut order, mut i) = ([0; TILE], 0);
+            while i < TILE {
+                order[i] = (i % (TILE / every) * every + i / (TILE / every)) as u8;
+                i += 1;
+            }
+            order
+        };
+        let mut inputs = Self { values: [0; GROUP], sizes: [0; GROUP] };
+        for start in [0, 32] {
+            // SAFETY: the pointers are those of 32 bytes each.
+            unsafe {
+                let values = _mm256_loadu_si256(values.as_ptr().add(start).cast());
+                let values = _mm256_shuffle_epi8(values, both(&order));
+                let sizes = _mm256_abs_epi8(values);
+                _mm256_storeu_si256(inputs.values.as_mut_ptr().add(start).cast(), values);
+                _mm256_storeu_si256(inputs.sizes.as_mut_ptr().add(start).cast(), sizes);
+            }
+        }
+        inputs
+    }
+
+    /// Four of them, again and again.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn four(&self, n: usize) -> Input {
+        let all = |bytes: &[u8; GROUP]| _mm256_set1_epi32(i32::from_ne_bytes(bytes.as_chunks().0[n]));
+        Input { values: all(&self.values), sizes: all(&self.sizes) }
+    }
+
+    /// Eight of them, again and again.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn eight(&self, n: usize) -> Input {
+        let all = |bytes: &[u8; GROUP]| _mm256_set1_epi64x(i64::from_ne_bytes(bytes.as_chunks().0[n]));
+        Input { values: all(&self.values), sizes: all(&self.sizes) }
+    }
+
+    /// Sixteen of them, twice.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn sixteen(&self, n: usize) -> Input {
+        let all = |bytes: &[u8; GROUP]| both::<u8, TILE>(&bytes.as_chunks().0[n]);
+        Input { values: all(&self.values), sizes: all(&self.sizes) }
+    }
+}
+
+/// Values that a register of levels is multiplied with, and their sizes.
 #[derive(Clone, Copy)]
 struct Input {
     values: __m256i,
@@ -131,20 +180,6 @@ struct Input {
 }
 
 impl Input {
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn new(values: &[i8; TILE]) -> Self {
-        let values = both(values);
-        Self { values, sizes: _mm256_abs_epi8(values) }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn ordered(self, order: __m256i) -> Self {
-        let Self { values, sizes } = self;
-        Self { values: _mm256_shuffle_epi8(values, order), sizes: _mm256_shuffle_epi8(sizes, order) }
-    }
-
     /// The products with levels, added up in fours.
     #[inline]
     #[target_feature(enable = "avx2")]

@@ -8,4 +8,5 @@ pub mod fetch;
 mod vbmi;
 pub mod vnni;
 mod vnni_panel;
+mod vnni_tiles;
 mod vnni_units;

@@ -1,6 +1,9 @@
 //! AVX-512 with byte permutations (VBMI): 64 windows of a trellis code at once.
 
-use crate::arch::{DecodeTiles, tiles::Tiles};
+use crate::{
+    arch::{DecodeTiles, tiles::Tiles},
+    scheme::trellis::Codebook,
+};
 use std::arch::x86_64::*;
 
 /// The decoding of tiles, if the processor has it.
@@ -29,7 +32,7 @@ fn decode(tiles: Tiles, out: &mut [f32]) {
 fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
     let Tiles { first, steps, stride, .. } = tiles;
     let rows = first..first + steps.len();
-    let decoder = TileLevels::<K>::new(tiles.codebook.levels(), 0);
+    let decoder = TileLevels::<K>::new(tiles.codebook, 0);
     for (t, tile) in tiles.codes.chunks_exact(32 * K).enumerate() {
         for quarter in rows.start / 4..rows.end.div_ceil(4) {
             let levels = decoder.quarter(tile, quarter);
@@ -53,22 +56,23 @@ fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
     }
 }
 
-/// The levels of tiles of `K` bits a weight, a quarter of a tile at a time: 64 windows, each looked up by its lowest and its highest
-/// four bits.
+/// The levels of tiles of `K` bits a weight, a quarter of a tile at a time.
 pub(super) struct TileLevels<const K: usize> {
-    table: [__m512i; 4],
-    shifts: __m512i,
+    book: Book<K>,
+    /// The bit of its 64-bit lane where each window's lowest four bits begin, and its highest.
+    shifts: [__m512i; 2],
     bytes: [__m512i; 4],
 }
 
 impl<const K: usize> TileLevels<K> {
-    /// With the bits of `flip` flipped in every level.
+    /// With the bits of `flip`, 0 or -128, flipped in every level.
     #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub fn new(table: &[i8; 256], flip: i8) -> Self {
+    #[target_feature(enable = "avx512f,avx512bw")]
+    pub fn new(codebook: &Codebook, flip: i8) -> Self {
+        let lowest = load(&Quarter::<K>::SHIFTS);
         Self {
-            table: in_registers(table, flip),
-            shifts: load(&Quarter::<K>::SHIFTS),
+            book: Book::new(codebook, flip),
+            shifts: [lowest, _mm512_add_epi8(lowest, _mm512_set1_epi8(8))],
             bytes: std::array::from_fn(|quarter| load(&Quarter::<K>::BYTES[quarter])),
         }
     }
@@ -85,41 +89,40 @@ impl<const K: usize> TileLevels<K> {
         } else {
             _mm512_permutex2var_epi8(bytes, self.bytes[quarter], load_bytes(tile, 0))
         };
-        lookup(&self.table, pairs(self.shifts, lanes))
+        let [lowest, highest] = self.shifts;
+        self.book
+            .levels(_mm512_multishift_epi64_epi8(lowest, lanes), _mm512_multishift_epi64_epi8(highest, lanes))
     }
 }
 
-/// The lowest and the highest four bits of windows that begin at these bits of their 64-bit lanes, as [`trellis::pair`] has them.
-///
-/// [`trellis::pair`]: crate::scheme::trellis::pair
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(super) fn pairs(shifts: __m512i, lanes: __m512i) -> __m512i {
-    // Eight bits from each one's first on, and from its fifth: of these the upper four are the window's highest.
-    let lowest = _mm512_multishift_epi64_epi8(shifts, lanes);
-    let highest = _mm512_multishift_epi64_epi8(_mm512_add_epi8(shifts, _mm512_set1_epi8(4)), lanes);
-    // Of each bit, that of `lowest` where the mask is set, else that of `highest`.
-    _mm512_ternarylogic_epi64::<0xca>(_mm512_set1_epi8(0x0f), lowest, highest)
+/// A codebook's two tables, each repeated to fill a register: a permutation looks at the lower six bits of a byte, of which then only
+/// four matter, so that no mask is needed.
+#[derive(Clone, Copy)]
+pub(super) struct Book<const K: usize> {
+    low: __m512i,
+    high: __m512i,
 }
 
-/// A table of levels for [`lookup`], with the bits of `flip` flipped in every level.
-#[inline]
-#[target_feature(enable = "avx512f")]
-pub(super) fn in_registers(table: &[i8; 256], flip: i8) -> [__m512i; 4] {
-    std::array::from_fn(|i| {
-        let levels = load(table[64 * i..].first_chunk().expect("256 levels"));
-        _mm512_xor_si512(levels, _mm512_set1_epi8(flip))
-    })
-}
+impl<const K: usize> Book<K> {
+    /// With the bits of `flip`, 0 or -128, flipped in every level.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn new(codebook: &Codebook, flip: i8) -> Self {
+        // Where levels are sums, too: adding 128 to a byte flips its highest bit.
+        let low = codebook.low().map(|level| level ^ flip);
+        // SAFETY: the pointers are those of sixteen bytes each.
+        let [low, high] = unsafe { [&low, codebook.high()].map(|t| _mm_loadu_si128(t.as_ptr().cast())) };
+        Self { low: _mm512_broadcast_i32x4(low), high: _mm512_broadcast_i32x4(high) }
+    }
 
-/// The level of each byte in a table of 256.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
-pub(super) fn lookup(table: &[__m512i; 4], bytes: __m512i) -> __m512i {
-    // A permutation looks at the lower seven bits of a byte; the eighth chooses between two of them.
-    let lower = _mm512_permutex2var_epi8(table[0], bytes, table[1]);
-    let upper = _mm512_permutex2var_epi8(table[2], bytes, table[3]);
-    _mm512_mask_blend_epi8(_mm512_movepi8_mask(bytes), lower, upper)
+    /// The levels of windows whose lowest and highest four bits are the lowest of each of these bytes.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
+    pub fn levels(&self, lowest: __m512i, highest: __m512i) -> __m512i {
+        let low = _mm512_permutexvar_epi8(lowest, self.low);
+        let high = _mm512_permutexvar_epi8(highest, self.high);
+        if K == 2 { _mm512_xor_si512(low, high) } else { _mm512_add_epi8(low, high) }
+    }
 }
 
 /// How the 64 windows of a quarter of a tile lie in its bytes: lane `e` of 64 bits holds windows `8e` to `8e + 7`.

@@ -18,7 +18,7 @@ const STEPS: usize = GROUP / 8;
 fn spread_tiles(bits: usize, codebook: &Codebook, codes: &[u8], out: &mut [Step]) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vbmi")]
     fn all<const K: usize>(codebook: &Codebook, codes: &[u8], out: &mut [Step]) {
-        let decoder = TileLevels::<K>::new(codebook.levels(), i8::MIN);
+        let decoder = TileLevels::<K>::new(codebook, i8::MIN);
         // Of registers of four rows of four dwords each: dwords j and j + 1 of the eight rows of two of them.
         let pairs = |j: i32| {
             let row = |r: i32| (r % 4 * 4 + j) + 16 * (r / 4);
