@@ -40,6 +40,10 @@ OPTIONS = {
     "GGML_ACCELERATE": "OFF",
 }
 
+# The same by name, but for AMX: where a hypervisor shows it and forbids configuring its tiles, llama.cpp dies of it.
+INSTRUCTION_SETS = "SSE42 AVX AVX2 BMI2 FMA F16C AVX512 AVX512_VBMI AVX512_VNNI AVX512_BF16".split()
+WITHOUT_AMX = {"GGML_NATIVE": "OFF"} | {f"GGML_{name}": "ON" for name in INSTRUCTION_SETS}
+
 ENVIRONMENT = CACHE / "venv"
 SOURCE = CACHE / f"llama_cpp_python-{VERSION}"
 BUILD = CACHE / f"build-{VERSION}"
@@ -82,17 +86,16 @@ def fetch():
     unpacked.rmdir()
 
 
-def build(jobs, *tools, **options):
-    """These tools, and with them the shared library that the bindings load. Options are those of the calls."""
+def build(jobs, *tools, amx=True, **options):
+    """These tools, and with them the shared library that the bindings load. Other options are those of the calls."""
     # Its scripts ask git for a commit: they must not find that of this repository.
     settings = os.environ | {
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
         "GIT_CEILING_DIRECTORIES": str(CACHE),
     }
-    if not (BUILD / "build.ninja").exists():
-        defines = [f"-D{key}={value}" for key, value in OPTIONS.items()]
-        source = SOURCE / "vendor" / "llama.cpp"
-        call(SCRIPTS / "cmake", "-S", source, "-B", BUILD, "-G", "Ninja", *defines, env=settings, **options)
+    defines = [f"-D{key}={value}" for key, value in (OPTIONS | ({"GGML_NATIVE": "ON"} if amx else WITHOUT_AMX)).items()]
+    source = SOURCE / "vendor" / "llama.cpp"
+    call(SCRIPTS / "cmake", "-S", source, "-B", BUILD, "-G", "Ninja", *defines, env=settings, **options)
     call(SCRIPTS / "ninja", "-C", BUILD, "-j", jobs, *tools, env=settings, **options)
 
 
