@@ -3,7 +3,7 @@
 //! [`generic`] holds the arithmetic once, written over the small [`Vector`](vector::Vector) trait. An instance is a
 //! function with `#[target_feature]` that calls it with its vector type. Look-ups in registers are each
 //! instruction set's own, beside a portable definition that they equal to the last bit. [`kernels`] picks the best
-//! instance that the running processor has; the environment variable `SQUISH_ISA` (`scalar`, `avx2`, `avx512`,
+//! instance that the running processor has; the environment variable `SQUISH_ISA` (`scalar`, `avx2`, `avxvnni`, `avx512`,
 //! `neon`, `neon-dotprod`, `neon-i8mm`) forces one, so that every instance can be tested on one machine.
 //!
 //! To add an instruction set: a file with its `Vector` and its instances, and a line in [`available`].
@@ -67,6 +67,7 @@ pub fn available() -> Vec<Kernels> {
     #[cfg(target_arch = "x86_64")]
     {
         found.extend(x86_64::avx512::kernels());
+        found.extend(x86_64::avxvnni::kernels());
         found.extend(x86_64::avx2::kernels());
     }
     #[cfg(target_arch = "aarch64")]
@@ -91,10 +92,12 @@ pub fn features() -> Vec<(&'static str, bool)> {
         "fma",
         "f16c",
         "bmi1",
+        "avxvnni",
         "avx512f",
         "avx512bw",
         "avx512vl",
         "avx512vbmi",
+        "avx512vbmi2",
         "avx512vnni"
     );
     #[cfg(target_arch = "aarch64")]

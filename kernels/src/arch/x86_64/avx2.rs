@@ -1,5 +1,6 @@
 //! AVX2 with fused multiply-add: eight lanes.
 
+use super::bytes::InPairs;
 use crate::arch::{
     Kernels,
     generic::{self, Panel},
@@ -145,7 +146,7 @@ pub(super) fn both<T, const N: usize>(bytes: &[T; N]) -> __m256i {
 /// [`row_bits`] in a register.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn row_bytes<const K: usize>(tile: &[u8], row: usize) -> __m128i {
+pub(super) fn row_bytes<const K: usize>(tile: &[u8], row: usize) -> __m128i {
     match tile.get(2 * K * row..2 * K * row + 16) {
         // SAFETY: the pointer is that of sixteen bytes.
         Some(bytes) => unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) },
@@ -198,10 +199,10 @@ pub(super) fn nibble(bytes: __m256i) -> __m256i {
 
 fn units_dot(rows: UnitRows, out: &mut [f32]) {
     // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
-    unsafe { super::avx2_units::units_dot(rows, out) }
+    unsafe { super::avx2_units::units_dot::<InPairs>(rows, out) }
 }
 
 fn tiles_dot(run: TileRun) -> [f32; TILE] {
     // SAFETY: `kernels` hands this function out only where the processor has the instruction set.
-    unsafe { super::avx2_tiles::tiles_dot(run) }
+    unsafe { super::avx2_tiles::tiles_dot::<InPairs>(run) }
 }

@@ -1,4 +1,4 @@
-//! AVX2: dot products of tiles. A register holds the codes of some rows, and a level is two look-ups of 16 entries.
+//! AVX2, with AVX-VNNI or without: dot products of tiles. A register holds the codes of some rows, and a level is two look-ups of 16 entries.
 //!
 //! Where some weights fill whole bytes, all windows that begin at the same bit of a byte are one shift of the tile's bytes: with two bits
 //! a weight, window `4 j + p` is looked up by the four bits from bit `2 p` of byte `j` on, and by the same of byte `j + 1`. A register then
@@ -6,42 +6,48 @@
 
 use super::{
     avx2::{both, levels_by, levels_of, nibble},
-    avx2_units::sum_pairs,
+    bytes::{Dot, Input},
     fetch::fetch_ahead,
 };
 use crate::{arch::integer::TileRun, quantized_input::GROUP, scheme::TILE};
 use std::arch::x86_64::*;
 
 /// # Safety
-/// The processor has AVX2 and FMA.
-pub(super) unsafe fn tiles_dot(run: TileRun) -> [f32; TILE] {
+/// The processor has AVX2, FMA and `D`'s instruction set.
+pub(super) unsafe fn tiles_dot<D: Dot>(run: TileRun) -> [f32; TILE] {
     run.check();
     // SAFETY: the caller vouches for the instruction set.
     unsafe {
         match run.bits {
-            2 => strip::<2, 64, 2>(run),
-            3 => strip::<3, 96, 8>(run),
-            4 => strip::<4, 128, 4>(run),
-            _ => strip::<5, 160, 8>(run),
+            2 => strip::<D, 2, 64, 2>(run),
+            3 => strip::<D, 3, 96, 8>(run),
+            4 => strip::<D, 4, 128, 4>(run),
+            _ => strip::<D, 5, 160, 8>(run),
         }
     }
 }
 
 /// With tiles of `BYTES`, `32 K`, and `N` registers of sums for the 16 rows.
+///
+/// # Safety
+/// The processor has `D`'s instruction set.
 #[target_feature(enable = "avx2,fma")]
-fn strip<const K: usize, const BYTES: usize, const N: usize>(run: TileRun) -> [f32; TILE] {
+unsafe fn strip<D: Dot, const K: usize, const BYTES: usize, const N: usize>(run: TileRun) -> [f32; TILE] {
     const { assert!(BYTES == 32 * K) };
-    let book = [both(run.codebook.low()), both(run.codebook.high())];
+    // Adding 128 to a level flips the sign bit of either of its parts.
+    let book = [both(&run.codebook.low().map(|level| level ^ D::OFFSET as i8)), both(run.codebook.high())];
+    let offset_of_lane = D::OFFSET / (N / 2) as i32;
     let mut sums = [_mm256_setzero_ps(); N];
     let groups = run.codes.chunks(GROUP / TILE * BYTES).zip(run.x.values().as_chunks::<GROUP>().0);
-    for ((tiles, values), &scale) in groups.zip(run.x.scales()) {
+    for (((tiles, values), &scale), parts) in groups.zip(run.x.scales()).zip(run.x.sums()) {
         fetch_ahead(tiles, 0, GROUP / TILE * BYTES);
         // Out of the compiler's sight: it would take them from the registers that they were in, by permutations, where loads cost nothing.
         let x = &Inputs::new::<K>(values);
         let x = std::hint::black_box(x);
-        let mut products = [_mm256_setzero_si256(); N];
+        let mut products = [_mm256_set1_epi32(-offset_of_lane * (parts[0] + parts[1])); N];
         for (t, tile) in tiles.as_chunks::<BYTES>().0.iter().enumerate() {
-            add_tile::<K, BYTES, N>(tile, book, x, t, &mut products);
+            // SAFETY: the caller vouches for the instruction set.
+            unsafe { add_tile::<D, K, BYTES, N>(tile, book, x, t, &mut products) };
         }
         let scale = _mm256_set1_ps(scale);
         for (sum, products) in sums.iter_mut().zip(products) {
@@ -62,38 +68,38 @@ fn strip<const K: usize, const BYTES: usize, const N: usize>(run: TileRun) -> [f
 }
 
 /// Adds the products of tile `t` of a group.
+///
+/// # Safety
+/// The processor has `D`'s instruction set.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn add_tile<const K: usize, const BYTES: usize, const N: usize>(
+unsafe fn add_tile<D: Dot, const K: usize, const BYTES: usize, const N: usize>(
     tile: &[u8; BYTES],
     book: [__m256i; 2],
     x: &Inputs,
     t: usize,
     sums: &mut [__m256i; N],
 ) {
+    // SAFETY: the caller vouches for the instruction set.
+    let dot = |sum, levels, x| unsafe { D::add(sum, levels, x) };
     match K {
         2 => {
             let x = [x.four(4 * t), x.four(4 * t + 1), x.four(4 * t + 2), x.four(4 * t + 3)];
             let [bytes, next, after] = three_registers::<BYTES, N>(tile);
             for (((sum, byte), next), after) in sums.iter_mut().zip(bytes).zip(next).zip(after) {
                 let (lowest, highest) = (quarters(byte, next), quarters(next, after));
-                let mut products = [_mm256_setzero_si256(); 4];
                 for p in 0..4 {
-                    products[p] = x[p].dot(levels_by::<K>(book, lowest[p], highest[p]));
+                    *sum = dot(*sum, levels_by::<K>(book, lowest[p], highest[p]), x[p]);
                 }
-                let [first, second, third, fourth] = products;
-                let (left, right) = (_mm256_add_epi32(first, second), _mm256_add_epi32(third, fourth));
-                *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(left, right));
             }
         }
         4 => {
             let x = [x.eight(2 * t), x.eight(2 * t + 1)];
             let [bytes, next, _] = three_registers::<BYTES, N>(tile);
             for ((sum, byte), next) in sums.iter_mut().zip(bytes).zip(next) {
-                let even = x[0].dot(levels_by::<K>(book, nibble(byte), nibble(next)));
+                *sum = dot(*sum, levels_by::<K>(book, nibble(byte), nibble(next)), x[0]);
                 let (byte, next) = (_mm256_srli_epi16(byte, 4), _mm256_srli_epi16(next, 4));
-                let odd = x[1].dot(levels_by::<K>(book, nibble(byte), nibble(next)));
-                *sum = _mm256_add_epi32(*sum, _mm256_add_epi32(even, odd));
+                *sum = dot(*sum, levels_by::<K>(book, nibble(byte), nibble(next)), x[1]);
             }
         }
         _ => {
@@ -101,10 +107,9 @@ fn add_tile<const K: usize, const BYTES: usize, const N: usize>(
             let [pairs @ .., last] = sums.as_mut_slice() else { return };
             for (n, sum) in pairs.iter_mut().enumerate() {
                 let rows = _mm256_set_m128i(row::<K, BYTES>(tile, 2 * n + 1), row::<K, BYTES>(tile, 2 * n));
-                *sum = _mm256_add_epi32(*sum, x.dot(levels_of::<K>(rows, book)));
+                *sum = dot(*sum, levels_of::<K>(rows, book), x);
             }
-            let rows = last_rows::<K, BYTES>(tile);
-            *last = _mm256_add_epi32(*last, x.dot(levels_of::<K>(rows, book)));
+            *last = dot(*last, levels_of::<K>(last_rows::<K, BYTES>(tile), book), x);
         }
     }
 }
@@ -169,24 +174,6 @@ impl Inputs {
     fn sixteen(&self, n: usize) -> Input {
         let all = |bytes: &[u8; GROUP]| both::<u8, TILE>(&bytes.as_chunks().0[n]);
         Input { values: all(&self.values), sizes: all(&self.sizes) }
-    }
-}
-
-/// Values that a register of levels is multiplied with, and their sizes.
-#[derive(Clone, Copy)]
-struct Input {
-    values: __m256i,
-    sizes: __m256i,
-}
-
-impl Input {
-    /// The products with levels, added up in fours.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn dot(self, levels: __m256i) -> __m256i {
-        // `vpmaddubsw` wants one factor unsigned: the value's sign goes to the level. No level is -128, so the sign can change, and
-        // two products are at most 2 * 127 * 127, which 16 bits hold.
-        sum_pairs(_mm256_maddubs_epi16(self.sizes, _mm256_sign_epi8(levels, self.values)))
     }
 }
 

@@ -1,6 +1,6 @@
-//! AVX2: half a unit, 32 weights, a step.
+//! AVX2, with AVX-VNNI or without: half a unit, 32 weights, a step.
 
-use super::fetch::fetch_ahead;
+use super::{bytes::Dot, fetch::fetch_ahead};
 use crate::{
     arch::units::{BLOCK, UnitRow, UnitRows},
     quantized_input::HALF,
@@ -12,46 +12,52 @@ use std::arch::x86_64::*;
 const ROWS: usize = 2;
 
 /// # Safety
-/// The processor has AVX2, FMA and F16C.
-pub(super) unsafe fn units_dot(rows: UnitRows, out: &mut [f32]) {
+/// The processor has AVX2, FMA, F16C and `D`'s instruction set.
+pub(super) unsafe fn units_dot<D: Dot>(rows: UnitRows, out: &mut [f32]) {
     rows.check(out.len());
     // SAFETY: the caller vouches for the instruction set.
     unsafe {
         match rows.bits {
-            2 => all::<2>(&rows, out),
-            3 => all::<3>(&rows, out),
-            4 => all::<4>(&rows, out),
-            _ => all::<8>(&rows, out),
+            2 => all::<D, 2>(&rows, out),
+            3 => all::<D, 3>(&rows, out),
+            4 => all::<D, 4>(&rows, out),
+            _ => all::<D, 8>(&rows, out),
         }
     }
 }
 
+/// # Safety
+/// The processor has `D`'s instruction set.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn all<const BITS: usize>(rows: &UnitRows, out: &mut [f32]) {
+unsafe fn all<D: Dot, const BITS: usize>(rows: &UnitRows, out: &mut [f32]) {
     let halves = rows.group < UNIT;
     let (pairs, rest) = out.as_chunks_mut::<ROWS>();
     let tail = ROWS * pairs.len();
-    for (i, out) in pairs.iter_mut().enumerate() {
-        if halves {
-            some::<BITS, true, ROWS>(rows, ROWS * i, out)
-        } else {
-            some::<BITS, false, ROWS>(rows, ROWS * i, out)
+    // SAFETY: the caller vouches for the instruction set.
+    unsafe {
+        for (i, out) in pairs.iter_mut().enumerate() {
+            match halves {
+                true => some::<D, BITS, true, ROWS>(rows, ROWS * i, out),
+                false => some::<D, BITS, false, ROWS>(rows, ROWS * i, out),
+            }
         }
-    }
-    for (i, out) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
-        if halves {
-            some::<BITS, true, 1>(rows, tail + i, out)
-        } else {
-            some::<BITS, false, 1>(rows, tail + i, out)
+        for (i, out) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
+            match halves {
+                true => some::<D, BITS, true, 1>(rows, tail + i, out),
+                false => some::<D, BITS, false, 1>(rows, tail + i, out),
+            }
         }
     }
 }
 
 /// `R` rows from `first` on. With `HALVES`, each half of a unit has its scale.
+///
+/// # Safety
+/// The processor has `D`'s instruction set.
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
-fn some<const BITS: usize, const HALVES: bool, const R: usize>(
+unsafe fn some<D: Dot, const BITS: usize, const HALVES: bool, const R: usize>(
     rows: &UnitRows,
     first: usize,
     out: &mut [f32; R],
@@ -108,20 +114,17 @@ fn some<const BITS: usize, const HALVES: bool, const R: usize>(
             for r in 0..R {
                 let unit = &row[r].codes[u * 8 * BITS..(u + 1) * 8 * BITS];
                 let levels = levels::<BITS>(unit, table);
-                let products = [products(levels[0], values[0]), products(levels[1], values[1])];
+                // SAFETY: the caller vouches for the instruction set.
+                let add = |sum, half: usize| unsafe { D::add_signed(sum, levels[half], values[half]) };
+                let zero = _mm256_setzero_si256();
                 if HALVES {
-                    for (half, products) in products.into_iter().enumerate() {
-                        let scale = scales[r].as_flattened()[2 * (u - start) + half];
-                        sums[r] = _mm256_fmadd_ps(
-                            _mm256_cvtepi32_ps(sum_pairs(products)),
-                            _mm256_set1_ps(scale),
-                            sums[r],
-                        );
+                    for half in 0..2 {
+                        let scale = _mm256_set1_ps(scales[r].as_flattened()[2 * (u - start) + half]);
+                        sums[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(add(zero, half)), scale, sums[r]);
                     }
                 } else {
-                    let four = _mm256_add_epi32(sum_pairs(products[0]), sum_pairs(products[1]));
-                    let scale = _mm256_set1_ps(scales[r][0][u - start]);
-                    sums[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(four), scale, sums[r]);
+                    let (both, scale) = (add(add(zero, 0), 1), _mm256_set1_ps(scales[r][0][u - start]));
+                    sums[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(both), scale, sums[r]);
                 }
             }
         }
@@ -136,7 +139,7 @@ fn some<const BITS: usize, const HALVES: bool, const R: usize>(
 /// The levels of a unit's halves.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn levels<const BITS: usize>(unit: &[u8], table: __m256i) -> [__m256i; 2] {
+pub(super) fn levels<const BITS: usize>(unit: &[u8], table: __m256i) -> [__m256i; 2] {
     match BITS {
         8 => {
             let halves = unit.as_chunks::<HALF>().0;
@@ -177,22 +180,6 @@ fn fours(bits: [u8; 4]) -> __m256i {
     let bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(i32::from_le_bytes(bits)), copies);
     let set = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, alone), alone);
     _mm256_and_si256(set, _mm256_set1_epi8(4))
-}
-
-/// The products of signed bytes, added up two by two.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn products(levels: __m256i, values: __m256i) -> __m256i {
-    // `vpmaddubsw` wants one factor unsigned: the level's sign goes to the value. No value is -128, so the sign can change,
-    // and two products are at most 2 * 128 * 127, which 16 bits hold.
-    _mm256_maddubs_epi16(_mm256_abs_epi8(levels), _mm256_sign_epi8(values, levels))
-}
-
-/// Neighbours added up.
-#[inline]
-#[target_feature(enable = "avx2")]
-pub(super) fn sum_pairs(words: __m256i) -> __m256i {
-    _mm256_madd_epi16(words, _mm256_set1_epi16(1))
 }
 
 /// f16 as f32, as many as there are.
