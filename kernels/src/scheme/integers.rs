@@ -3,9 +3,13 @@
 use super::{PANEL_ROWS, TILE, UNIT, trellis::Codebook};
 use crate::{
     Packed, QuantizedInput,
-    arch::{Kernels, LevelPanel, PanelKernels, TileRun, UnitRows, level_panel::ROWS},
+    arch::{
+        Kernels, LevelPanel, PanelKernels, TileRun, UnitRows,
+        level_panel::{COLS, ROWS},
+    },
     quantized_input::{GROUP, HALF},
 };
+use half::{f16, slice::HalfFloatSliceExt};
 use std::ops::Range;
 
 const _: () = assert!(ROWS == PANEL_ROWS && ROWS == TILE && GROUP == UNIT);
@@ -92,15 +96,36 @@ impl Integers<'_> {
                         levels,
                     );
                 }
-                let step = m.group().min(GROUP);
-                let at =
-                    |part: usize, col: usize| std::array::from_fn(|r| m.f16(part, row(r), col / m.group()));
-                let starts = || cols.clone().step_by(step);
-                out.scales.extend(starts().map(|col| at(1, col).map(|scale: f32| scale / level_unit)));
-                out.minima.extend(minima.iter().flat_map(|&part| starts().map(move |col| at(part, col))));
+                let rows = std::array::from_fn(row);
+                sides(m, 1, rows, cols.clone(), 1.0 / level_unit, &mut out.scales);
+                if let Some(part) = minima {
+                    sides(m, part, rows, cols, 1.0, &mut out.minima);
+                }
                 out.row_scales = [1.0; ROWS];
-                debug_assert!(step == GROUP || step == HALF);
             }
         }
+    }
+}
+
+/// The f16 numbers of a part, times `factor`: for each group of these columns, or each [`GROUP`] of them in a wider one, those of some rows.
+fn sides(
+    m: &Packed,
+    part: usize,
+    rows: [usize; ROWS],
+    cols: Range<usize>,
+    factor: f32,
+    out: &mut Vec<[f32; ROWS]>,
+) {
+    let (group, step) = (m.group(), m.group().min(GROUP));
+    let groups = cols.start / group..cols.end.div_ceil(group);
+    let (mut stored, mut floats) = ([f16::ZERO; COLS / HALF], [0.0; COLS / HALF]);
+    out.resize(cols.len().div_ceil(step), [0.0; ROWS]);
+    for (r, row) in rows.into_iter().enumerate() {
+        let bytes = m.row(part, row)[2 * groups.start..2 * groups.end].as_chunks().0;
+        stored.iter_mut().zip(bytes).for_each(|(stored, &bytes)| *stored = f16::from_le_bytes(bytes));
+        stored[..bytes.len()].convert_to_f32_slice(&mut floats[..bytes.len()]);
+        let repeated = floats.iter().flat_map(|float| std::iter::repeat_n(float, group / step));
+        let from_first = repeated.skip(cols.start % group / step);
+        out.iter_mut().zip(from_first).for_each(|(out, float)| out[r] = float * factor);
     }
 }

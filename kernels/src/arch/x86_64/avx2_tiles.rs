@@ -2,10 +2,11 @@
 //!
 //! Where some weights fill whole bytes, all windows that begin at the same bit of a byte are one shift of the tile's bytes: with two bits
 //! a weight, window `4 j + p` is looked up by the four bits from bit `2 p` of byte `j` on, and by the same of byte `j + 1`. A register then
-//! has every fourth (with four bits, every other) column of some rows, and the input is put into that order once for all 16 rows.
+//! has every fourth (with four bits, every other) column of some rows, and the input is put into that order once for all 16 rows. With
+//! three bits, eight weights fill three bytes, which are parted first. With five, each row is taken on its own.
 
 use super::{
-    avx2::{both, levels_by, levels_of, nibble},
+    avx2::{both, levels_by, levels_of, nibble, row_bytes},
     bytes::{Dot, Input},
     fetch::fetch_ahead,
 };
@@ -20,7 +21,7 @@ pub(super) unsafe fn tiles_dot<D: Dot>(run: TileRun) -> [f32; TILE] {
     unsafe {
         match run.bits {
             2 => strip::<D, 2, 64, 2>(run),
-            3 => strip::<D, 3, 96, 8>(run),
+            3 => strip::<D, 3, 96, 2>(run),
             4 => strip::<D, 4, 128, 4>(run),
             _ => strip::<D, 5, 160, 8>(run),
         }
@@ -59,12 +60,21 @@ unsafe fn strip<D: Dot, const K: usize, const BYTES: usize, const N: usize>(run:
         let mut lanes = [0.0; 8];
         // SAFETY: the pointer is that of eight values.
         unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), sum) };
-        // The lanes of a row are neighbours.
-        for (row, lanes) in rows[TILE / N * n..].iter_mut().zip(lanes.chunks(8 * N / TILE)) {
-            *row = lanes.iter().sum();
+        for (lane, value) in lanes.into_iter().enumerate() {
+            rows[row_of::<K>(n, lane)] += value;
         }
     }
     rows
+}
+
+/// The row whose products fall into a lane of a register of sums.
+const fn row_of<const K: usize>(register: usize, lane: usize) -> usize {
+    match K {
+        2 => 8 * register + lane,
+        3 => 4 * register + lane / 4 * 8 + lane % 4,
+        4 => 4 * register + lane / 2,
+        _ => 2 * register + lane / 4,
+    }
 }
 
 /// Adds the products of tile `t` of a group.
@@ -102,20 +112,37 @@ unsafe fn add_tile<D: Dot, const K: usize, const BYTES: usize, const N: usize>(
                 *sum = dot(*sum, levels_by::<K>(book, nibble(byte), nibble(next)), x[1]);
             }
         }
+        3 => {
+            let [a, b, c, d, e] = triples(tile);
+            let mut pair = |p: usize, first, second| {
+                // Columns 2 p, 8 + 2 p, 2 p + 1 and 9 + 2 p of eight rows, and of the other eight.
+                let x = x.four(4 * t + p);
+                sums[0] = dot(sums[0], _mm256_unpacklo_epi16(first, second), x);
+                sums[1] = dot(sums[1], _mm256_unpackhi_epi16(first, second), x);
+            };
+            let level = |lowest, highest| levels_by::<K>(book, lowest, highest);
+            let first = level(nibble(a), nibble(b));
+            pair(0, first, level(from::<3>(a), from::<3>(b)));
+            let first = level(across::<6, 2>(a, b), across::<6, 2>(b, c));
+            pair(1, first, level(from::<1>(b), from::<1>(c)));
+            let first = level(from::<4>(b), from::<4>(c));
+            pair(2, first, level(across::<7, 1>(b, c), across::<7, 1>(c, d)));
+            let first = level(from::<2>(c), from::<2>(d));
+            pair(3, first, level(across::<5, 3>(c, d), across::<5, 3>(d, e)));
+        }
         _ => {
             let x = x.sixteen(t);
-            let [pairs @ .., last] = sums.as_mut_slice() else { return };
-            for (n, sum) in pairs.iter_mut().enumerate() {
-                let rows = _mm256_set_m128i(row::<K, BYTES>(tile, 2 * n + 1), row::<K, BYTES>(tile, 2 * n));
+            for (n, sum) in sums.iter_mut().enumerate() {
+                let rows = _mm256_set_m128i(row_bytes::<K>(tile, 2 * n + 1), row_bytes::<K>(tile, 2 * n));
                 *sum = dot(*sum, levels_of::<K>(rows, book), x);
             }
-            *last = dot(*last, levels_of::<K>(last_rows::<K, BYTES>(tile), book), x);
         }
     }
 }
 
 /// A group's inputs in the order that the codes ask for, and their sizes: of each tile, with two bits every fourth column from the first
-/// on, then from the second on, ...; with four bits the even and the odd ones.
+/// on, then from the second on, ...; with three bits columns p, 8 + p, p + 1 and 9 + p for every other p; with four bits the even and
+/// the odd ones.
 struct Inputs {
     values: [u8; GROUP],
     sizes: [u8; GROUP],
@@ -126,14 +153,14 @@ impl Inputs {
     #[target_feature(enable = "avx2")]
     fn new<const K: usize>(values: &[i8; GROUP]) -> Self {
         let order: [u8; TILE] = const {
-            let every = match K {
-                2 => 4,
-                4 => 2,
-                _ => 1,
-            };
             let (mut order, mut i) = ([0; TILE], 0);
             while i < TILE {
-                order[i] = (i % (TILE / every) * every + i / (TILE / every)) as u8;
+                order[i] = match K {
+                    2 => i % 4 * 4 + i / 4,
+                    3 => i / 4 * 2 + i % 4 / 2 + i % 2 * 8,
+                    4 => i % 8 * 2 + i / 8,
+                    _ => i,
+                } as u8;
                 i += 1;
             }
             order
@@ -177,41 +204,59 @@ impl Inputs {
     }
 }
 
-/// The bits of a row, and what comes after them.
-///
-/// # Panics
-/// When that is past the end of the tile.
+/// With three bits, eight weights fill three bytes: the first of each three, the second, the third, and the first and second of the next
+/// three. The lower half of each is of rows 0 to 7.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn row<const K: usize, const BYTES: usize>(tile: &[u8; BYTES], row: usize) -> __m128i {
-    let bytes: &[u8; 16] = tile[2 * K * row..].first_chunk().expect("16 bytes are left");
-    // SAFETY: the pointer is that of sixteen bytes.
-    unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) }
-}
-
-/// The bits of the last two rows. The code wraps around: after its last byte comes its first.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn last_rows<const K: usize, const BYTES: usize>(tile: &[u8; BYTES]) -> __m256i {
-    let (start, end) = (both_of(tile.first_chunk()), both_of(tile.last_chunk()));
-    match K {
-        // Rows of six bytes: four, and ten, of the last sixteen bytes are before them.
-        3 => _mm256_blend_epi32::<0xf0>(
-            _mm256_alignr_epi8::<4>(start, end),
-            _mm256_alignr_epi8::<10>(start, end),
-        ),
-        // Of ten bytes: the last but one ends with the tile.
-        _ => _mm256_blend_epi32::<0xf0>(
-            _mm256_castsi128_si256(row::<K, BYTES>(tile, TILE - 2)),
-            _mm256_alignr_epi8::<6>(start, end),
-        ),
+fn triples<const BYTES: usize>(tile: &[u8; BYTES]) -> [__m256i; 5] {
+    let sixteens = tile.as_chunks::<16>().0;
+    // SAFETY: the pointers are those of sixteen bytes each.
+    let load = |n: usize| unsafe { _mm_loadu_si128(sixteens[n].as_ptr().cast()) };
+    let runs = [
+        _mm256_set_m128i(load(3), load(0)),
+        _mm256_set_m128i(load(4), load(1)),
+        _mm256_set_m128i(load(5), load(2)),
+    ];
+    let mut parted = [_mm256_setzero_si256(); 5];
+    for (part, parted) in parted.iter_mut().enumerate().take(3) {
+        for (run, bytes) in runs.into_iter().enumerate() {
+            *parted = _mm256_or_si256(*parted, _mm256_shuffle_epi8(bytes, both(&PARTED[part][run])));
+        }
     }
+    // The code wraps around: after its last byte comes its first.
+    for n in 0..2 {
+        let turned = _mm256_permute2x128_si256::<0x21>(parted[n], parted[n]);
+        parted[3 + n] = _mm256_alignr_epi8::<1>(turned, parted[n]);
+    }
+    parted
 }
 
+/// Where the first, second and third bytes of sixteen triples lie in three runs of sixteen bytes; 128, for a zero, where in another run.
+const PARTED: [[[u8; 16]; 3]; 3] = {
+    let (mut parted, mut i) = ([[[128; 16]; 3]; 3], 0);
+    while i < 48 {
+        parted[i % 3][i / 16][i / 3] = (i % 16) as u8;
+        i += 1;
+    }
+    parted
+};
+
+/// Four bits from bit `R` of each byte on.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn both_of(bytes: Option<&[u8; 16]>) -> __m256i {
-    both(bytes.expect("a tile has 64 bytes at least"))
+fn from<const R: i32>(bytes: __m256i) -> __m256i {
+    nibble(_mm256_srli_epi16::<R>(bytes))
+}
+
+/// The upper `L` bits of each byte, from bit `R`, `8 - L`, on, and above them the lowest of `next`: four together.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn across<const R: i32, const L: i32>(bytes: __m256i, next: __m256i) -> __m256i {
+    const { assert!(R + L == 8) };
+    let own = (1 << L) - 1;
+    let bytes = _mm256_and_si256(_mm256_srli_epi16::<R>(bytes), _mm256_set1_epi8(own));
+    let next = _mm256_and_si256(_mm256_slli_epi16::<L>(next), _mm256_set1_epi8(15 - own));
+    _mm256_or_si256(bytes, next)
 }
 
 /// Four bits from bits 0, 2, 4 and 6 of each byte on; `next` are the bytes after them.
