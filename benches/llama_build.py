@@ -1,7 +1,7 @@
 """llama.cpp, built from the source distribution of its Python bindings, for the comparisons in benches/.
 
-Works in target/llama.cpp (700 MB; half an hour on 4 shared cores). What is there already is not made again: remove the
-folder to start afresh.
+Works in target/llama.cpp (700 MB; half an hour on 4 shared cores). What is there already is not made again, unless an
+option changes it: remove the folder to start afresh.
 """
 
 import os

@@ -13,7 +13,9 @@ pub enum Error {
     #[error("unknown scheme `{0}` (known: {known})", known = crate::scheme::names().join(", "))]
     UnknownScheme(String),
     /// The scheme is known, this version of its layout is not.
-    #[error("scheme `{scheme}` version {found} is not supported (this build reads version {supported})")]
+    #[error(
+        "scheme `{scheme}` version {found} is not supported (this build reads version {supported}: the checkpoint has to be made again, or read by the build that made it)"
+    )]
     UnsupportedVersion {
         /// The scheme's name.
         scheme: &'static str,

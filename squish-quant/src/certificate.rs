@@ -7,8 +7,9 @@ use crate::{
     Error, Result, inspect,
     output::{check_space, header_length, io_error},
 };
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Number, Value, json};
 use sha2::{Digest, Sha256};
+use squish_kernels::scheme;
 use squish_models::{
     Checkpoint,
     checkpoint::{Certificate, MANIFEST_KEY, Measurement, Source},
@@ -24,6 +25,13 @@ use tempfile::NamedTempFile;
 
 /// Name and version of this tool.
 pub const TOOL: &str = concat!("squish-quant ", env!("CARGO_PKG_VERSION"));
+
+/// What decides on the bytes that this tool makes of the same input: its version, and those of the schemes' layouts.
+pub fn maker() -> Value {
+    let schemes: Map<_, _> =
+        scheme::ALL.iter().map(|scheme| (scheme.name().into(), scheme.version().into())).collect();
+    json!({"tool": TOOL, "schemes": schemes})
+}
 
 /// Names a file by its bytes.
 ///

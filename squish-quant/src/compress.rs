@@ -8,7 +8,7 @@ use crate::{
         calibrate,
         text::{Amount, Text, Tokens},
     },
-    certificate::{TOOL, hash_checkpoint},
+    certificate::{hash_checkpoint, maker},
     fit::{Memory, Target},
     guard, inspect,
     output::OutputDir,
@@ -185,5 +185,5 @@ pub fn examine(source: &Path, options: &Options) -> Result<(Checkpoint, Model)> 
 /// What makes two compressions the same work, as far as their matrices go.
 pub(crate) fn resume_key(recipe: &Recipe, certificate: &Certificate) -> String {
     let Certificate { original, calibration, .. } = certificate;
-    json!({"tool": TOOL, "recipe": recipe, "original": original, "calibration": calibration}).to_string()
+    json!({"maker": maker(), "recipe": recipe, "original": original, "calibration": calibration}).to_string()
 }

@@ -1,11 +1,11 @@
 //! Where a squished checkpoint's original is from, and what the result is known by: a small file beside the weights.
 //!
-//! The key is a hash of the original's contents, the recipe and the tool. A result with the same key is the same result, whatever
+//! The key is a hash of the original's contents, the recipe, the tool and the schemes' versions. A result with the same key is the same result, whatever
 //! name it was asked for by.
 
 use crate::{
     Recipe,
-    certificate::{TOOL, hash_bytes},
+    certificate::{hash_bytes, maker},
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -33,7 +33,7 @@ impl Origin {
     pub fn new(repository: &str, commit: &str, files: &[(&str, &str)], recipe: &Recipe) -> Self {
         let is_part = |(name, _): &&(&str, &str)| !matches!(*name, "README.md" | "LICENSE");
         let files: Vec<_> = files.iter().filter(is_part).collect();
-        let key = json!({"tool": TOOL, "recipe": recipe, "files": files}).to_string();
+        let key = json!({"maker": maker(), "recipe": recipe, "files": files}).to_string();
         let key = hash_bytes("key", key.as_bytes()).sha256;
         let recipe = Some(hash_recipe(recipe));
         Self { repository: repository.into(), commit: commit.into(), key, recipe }

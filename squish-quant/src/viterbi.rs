@@ -18,7 +18,7 @@
 //! **Speed.** There are 4096 windows at every weight, but only 256 pairs of four bits that they are looked up by: squares are taken of
 //! these, and a window costs an addition and a minimum. A vector's lanes are tiles, so that nothing is ever moved between lanes: as
 //! many tiles as a vector has lanes cost as much as one ([`lanes`]). The symbol rides along in the last `k` bits of the cost's
-//! significand, where it stands for a relative error of 2^-19 at most: one minimum gives cost and symbol, and of equal costs the least
+//! significand, where it stands for a relative error of `2^(k - 23)` at most: one minimum gives cost and symbol, and of equal costs the least
 //! symbol. Products are rounded before they are added (no fused operations), hence all instruction sets find the same codes.
 
 use pulp::{Arch, Simd, WithSimd};

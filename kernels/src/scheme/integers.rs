@@ -66,6 +66,9 @@ impl Integers<'_> {
 
     /// The levels of at most [`PANEL_ROWS`] rows from `first` on, a multiple of that, and of some groups of [`GROUP`] columns. Rows after the
     /// matrix's last one repeat it.
+    ///
+    /// # Panics
+    /// When those groups are more than a panel's [`COLS`].
     pub fn panel(
         &self,
         kernels: &PanelKernels,
@@ -74,6 +77,7 @@ impl Integers<'_> {
         groups: Range<usize>,
         out: &mut LevelPanel,
     ) {
+        assert!(groups.len() * GROUP <= COLS, "a panel has {COLS} columns");
         let row = |r: usize| (first + r).min(m.rows() - 1);
         let cols = groups.start * GROUP..(groups.end * GROUP).min(m.cols());
         out.groups = groups.len();

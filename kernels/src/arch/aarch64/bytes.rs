@@ -1,5 +1,5 @@
-//! What the standard library has no stable intrinsics for, or the compiler no good code: products of bytes summed up in 32 bits, look-ups
-//! in tables of 256 bytes, conversions of f16.
+//! What the standard library has no stable intrinsics for, or the compiler no good code: products of bytes summed up in 32 bits,
+//! look-ups in two tables, conversions of f16.
 //!
 //! `.arch_extension` lets the assembler take an instruction wherever it is inlined; whether the processor has it is the caller's
 //! business.

@@ -10,7 +10,7 @@ use crate::arch::{
     units::UnitRows,
     vector::Vector,
 };
-use crate::scheme::{TILE, UNIT};
+use crate::scheme::{TILE, UNIT, trellis::Codebook};
 use std::arch::x86_64::*;
 
 /// The kernels, if the processor has it.
@@ -107,7 +107,7 @@ fn decode_tiles(tiles: Tiles, out: &mut [f32]) {
     #[target_feature(enable = "avx2")]
     fn instance<const K: usize>(tiles: Tiles, out: &mut [f32]) {
         let Tiles { first, steps, stride, .. } = tiles;
-        let book = [both(tiles.codebook.low()), both(tiles.codebook.high())];
+        let book = book(tiles.codebook, 0);
         for (t, tile) in tiles.codes.chunks_exact(32 * K).enumerate() {
             for (pair, steps) in steps.chunks(2).enumerate() {
                 let row = first + 2 * pair;
@@ -141,6 +141,14 @@ pub(super) fn both<T, const N: usize>(bytes: &[T; N]) -> __m256i {
     const { assert!(size_of::<[T; N]>() == 16) };
     // SAFETY: sixteen bytes are readable.
     _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
+}
+
+/// A codebook's two tables, with the bits of `flip`, 0 or -128, flipped in every level.
+#[inline]
+#[target_feature(enable = "avx2")]
+pub(super) fn book(codebook: &Codebook, flip: i8) -> [__m256i; 2] {
+    // Where levels are sums, too: adding 128 to a byte flips its highest bit.
+    [both(&codebook.low().map(|level| level ^ flip)), both(codebook.high())]
 }
 
 /// [`row_bits`] in a register.

@@ -6,7 +6,7 @@
 //! three bits, eight weights fill three bytes, which are parted first. With five, each row is taken on its own.
 
 use super::{
-    avx2::{both, levels_by, levels_of, nibble, row_bytes},
+    avx2::{book, both, levels_by, levels_of, nibble, row_bytes},
     bytes::{Dot, Input},
     fetch::fetch_ahead,
 };
@@ -35,8 +35,7 @@ pub(super) unsafe fn tiles_dot<D: Dot>(run: TileRun) -> [f32; TILE] {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn strip<D: Dot, const K: usize, const BYTES: usize, const N: usize>(run: TileRun) -> [f32; TILE] {
     const { assert!(BYTES == 32 * K) };
-    // Adding 128 to a level flips the sign bit of either of its parts.
-    let book = [both(&run.codebook.low().map(|level| level ^ D::OFFSET as i8)), both(run.codebook.high())];
+    let book = book(run.codebook, D::OFFSET as i8);
     let offset_of_lane = D::OFFSET / (N / 2) as i32;
     let mut sums = [_mm256_setzero_ps(); N];
     let groups = run.codes.chunks(GROUP / TILE * BYTES).zip(run.x.values().as_chunks::<GROUP>().0);

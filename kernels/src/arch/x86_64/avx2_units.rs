@@ -1,8 +1,11 @@
 //! AVX2, with AVX-VNNI or without: half a unit, 32 weights, a step.
 
-use super::{bytes::Dot, fetch::fetch_ahead};
+use super::{avx2::both, bytes::Dot, fetch::fetch_ahead};
 use crate::{
-    arch::units::{BLOCK, UnitRow, UnitRows},
+    arch::{
+        units::{BLOCK, UnitRow, UnitRows},
+        vector::Vector,
+    },
     quantized_input::HALF,
     scheme::UNIT,
 };
@@ -62,8 +65,7 @@ unsafe fn some<D: Dot, const BITS: usize, const HALVES: bool, const R: usize>(
     first: usize,
     out: &mut [f32; R],
 ) {
-    // SAFETY: the pointer is that of sixteen bytes.
-    let table = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(rows.table.as_ptr().cast()) });
+    let table = both(rows.table);
     let (x, row): (_, [UnitRow; R]) = (rows.x, std::array::from_fn(|r| rows.row(first + r)));
     let (values, mut sums) = (x.values().as_chunks::<UNIT>().0, [_mm256_setzero_ps(); R]);
     for start in (0..values.len()).step_by(BLOCK) {
@@ -123,17 +125,14 @@ unsafe fn some<D: Dot, const BITS: usize, const HALVES: bool, const R: usize>(
                         sums[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(add(zero, half)), scale, sums[r]);
                     }
                 } else {
-                    let (both, scale) = (add(add(zero, 0), 1), _mm256_set1_ps(scales[r][0][u - start]));
-                    sums[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(both), scale, sums[r]);
+                    let (sum, scale) = (add(add(zero, 0), 1), _mm256_set1_ps(scales[r][0][u - start]));
+                    sums[r] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, sums[r]);
                 }
             }
         }
     }
-    *out = sums.map(|sum| {
-        let four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1))) / rows.level_unit
-    });
+    // SAFETY: this function has the instruction set.
+    *out = sums.map(|sum| unsafe { Vector::sum(sum) } / rows.level_unit);
 }
 
 /// The levels of a unit's halves.
@@ -202,7 +201,7 @@ fn floats(stored: &[[u8; 2]], out: &mut [f32]) {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-fn load<T>(bytes: &[T; HALF]) -> __m256i {
+pub(super) fn load<T>(bytes: &[T; HALF]) -> __m256i {
     const { assert!(size_of::<T>() == 1) };
     // SAFETY: the pointer is that of 32 bytes.
     unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }

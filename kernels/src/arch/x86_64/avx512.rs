@@ -1,4 +1,4 @@
-//! AVX-512: sixteen lanes. Where wider registers gain nothing, AVX2's instance, which every such processor has.
+//! AVX-512: sixteen lanes. Where wider registers gain nothing, or their extensions are missing, the narrower instance.
 
 use crate::arch::{
     Kernels,
@@ -10,7 +10,7 @@ use std::arch::x86_64::*;
 
 /// The kernels, if the processor has it.
 pub fn kernels() -> Option<Kernels> {
-    let narrower = super::avx2::kernels()?;
+    let narrower = super::avxvnni::kernels().or_else(super::avx2::kernels)?;
     let tiles = super::vbmi::tiles().unwrap_or(narrower.tiles);
     let pages = page::x86_64::avx512().unwrap_or(narrower.pages);
     let kernels = Kernels { isa: "avx512", panel_dot, tiles, pages, ..narrower };

@@ -1,8 +1,8 @@
 //! AVX-VNNI: products of panels, 32 an instruction: of four columns of eight rows with four values of one input.
 
 use super::{
-    avx2::{both, levels_of, row_bytes},
-    avx2_units,
+    avx2::{book, both, levels_of, row_bytes},
+    avx2_units::{self, load},
 };
 use crate::{
     arch::level_panel::{LevelPanel, OFFSET, PanelKernels, ROWS, Sides, Step},
@@ -21,9 +21,7 @@ const LANES: usize = ROWS / 2;
 fn spread_tiles(bits: usize, codebook: &Codebook, codes: &[u8], out: &mut [Step]) {
     #[target_feature(enable = "avx2")]
     fn all<const K: usize>(codebook: &Codebook, codes: &[u8], out: &mut [Step]) {
-        // Adding 128 to a level flips the sign bit of either of its parts.
-        let low = codebook.low().map(|level| level ^ OFFSET as i8);
-        let book = [both(&low), both(codebook.high())];
+        let book = book(codebook, OFFSET as i8);
         let (tiles, panels) = (codes.chunks_exact(32 * K), out.as_chunks_mut::<{ TILE / 4 }>().0);
         assert!(tiles.len() == panels.len());
         for (tile, panel) in tiles.zip(panels) {
@@ -185,13 +183,6 @@ fn some<const W: usize, const I: usize, const COLUMNS: usize, const SCALED: bool
             unsafe { _mm256_storeu_ps(out[i][LANES * half..][..LANES].as_mut_ptr(), sum) };
         }
     }
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn load(bytes: &[u8; 32]) -> __m256i {
-    // SAFETY: the pointer is that of 32 bytes.
-    unsafe { _mm256_loadu_si256(bytes.as_ptr().cast()) }
 }
 
 /// Rows `8 half` to `8 half + 7`.

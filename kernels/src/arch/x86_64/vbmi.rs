@@ -167,7 +167,8 @@ impl<const K: usize> Quarter<K> {
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) fn load(bytes: &[i8; 64]) -> __m512i {
+pub(super) fn load<T>(bytes: &[T; 64]) -> __m512i {
+    const { assert!(size_of::<T>() == 1) };
     // SAFETY: the pointer is that of 64 bytes.
     unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
@@ -176,7 +177,5 @@ pub(super) fn load(bytes: &[i8; 64]) -> __m512i {
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn load_bytes(tile: &[u8], start: usize) -> __m512i {
-    let bytes: &[u8; 64] = tile[start..].first_chunk().expect("a tile has 64 bytes from here on");
-    // SAFETY: the pointer is that of 64 bytes.
-    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
+    load(tile[start..].first_chunk().expect("a tile has 64 bytes from here on"))
 }

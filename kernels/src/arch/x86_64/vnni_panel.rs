@@ -9,7 +9,7 @@ use crate::{
 };
 use std::arch::x86_64::*;
 
-/// The kernels, for where [`super::vnni::dots`] finds the instruction set.
+/// The kernels, for where [`super::vnni::products`] finds the instruction set.
 pub(super) const KERNELS: PanelKernels = PanelKernels { depth: 4, spread_tiles, spread_unit, multiply };
 
 /// Instructions of four columns in half a group.

@@ -1,4 +1,4 @@
-//! AVX-512 with VBMI and VNNI: dot products of tiles.
+//! AVX-512 with VBMI, VBMI2 and VNNI: dot products of tiles.
 //!
 //! Where some weights fill whole bytes, all windows that begin at the same bit of a byte are one shift of the tile's bytes, and a
 //! window's highest four bits are those that the next byte's window begins with: with two bits a weight, window `4 j + p` is looked up by
@@ -49,7 +49,7 @@ fn of_two_bits(run: TileRun) -> [f32; TILE] {
         let mut products = [_mm512_setzero_si512(); 4];
         products[0] = _mm512_set1_epi32(-OFFSET * (parts[0] + parts[1]));
         for (tile, fours) in tiles.as_chunks::<64>().0.iter().zip(fours) {
-            let bytes = load_codes(tile);
+            let bytes = load(tile);
             // The code wraps around: after its last byte comes its first.
             let next = _mm512_permutexvar_epi8(turns[0], bytes);
             let third = _mm512_permutexvar_epi8(turns[1], bytes);
@@ -89,10 +89,10 @@ fn of_four_bits(run: TileRun) -> [f32; TILE] {
         let mut products = [_mm512_set1_epi32(-(OFFSET / 2) * (parts[0] + parts[1])); 2];
         for (tile, eights) in tiles.as_chunks::<128>().0.iter().zip(eights) {
             let halves = tile.as_chunks::<64>().0;
-            let bytes = [load_codes(&halves[0]), load_codes(&halves[1])];
+            let bytes = [load(&halves[0]), load(&halves[1])];
             // Registers that begin a byte later. The code wraps around: after its last byte comes its first.
             let nexts = [
-                load_codes(tile[1..].first_chunk().expect("half a tile")),
+                load(tile[1..].first_chunk().expect("half a tile")),
                 _mm512_permutex2var_epi8(bytes[1], turn, bytes[0]),
             ];
             let [even, odd] = [
@@ -173,13 +173,6 @@ fn by_columns<const EVERY: usize>(values: &[i8; GROUP]) -> [u8; GROUP] {
     // SAFETY: the pointer is that of 64 bytes.
     unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), ordered) };
     bytes
-}
-
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn load_codes(bytes: &[u8; 64]) -> __m512i {
-    // SAFETY: the pointer is that of 64 bytes.
-    unsafe { _mm512_loadu_si512(bytes.as_ptr().cast()) }
 }
 
 #[inline]

@@ -3,8 +3,8 @@
 //! Constants of the format (docs/format.md repeats them): other numbers would be another version of the schemes.
 //! Made by simulated annealing, `cargo run --release -p squish-quant --example train_trellis -- --rust` with
 //! `--bits 2 --rounds 4000 --temperature 0.015 --seed 2` and `--bits 3 --rounds 4000 --tiles 32`. Those of four bits are the ones that
-//! version 2 trained for windows of eight bits, and a search from there found none better; those of five came of such a search,
-//! `--bits 5 --refine --rounds 2500 --temperature 0.002`.
+//! version 2 trained for windows of eight bits, and a search from there found none better; those of five came of such a search from
+//! version 2's, `--bits 5 --refine --rounds 2500 --temperature 0.002`.
 //! Windows that may follow each other have levels far apart.
 
 use super::Codebook;
