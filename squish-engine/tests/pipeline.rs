@@ -360,7 +360,7 @@ fn whether_to_think_reaches_the_template() {
         let builder = Pipeline::builder().options(GenerationOptions::greedy().max_tokens(12));
         thinking.map_or(builder.clone(), |yes| builder.thinking(yes)).build(dir.path()).unwrap()
     };
-    let messages = [Message::user("The sea is")];
+    let messages = [Message::user("The sea is a body of salt water that")];
     let prompt_tokens = |pipeline: &Pipeline, thinking: Option<bool>| {
         let request = ChatRequest::new(&messages);
         let request = thinking.map_or(request.clone(), |yes| request.thinking(yes));
@@ -380,7 +380,7 @@ fn whether_to_think_reaches_the_template() {
 
     // The model goes on with the reasoning that the prompt began, and never ends it.
     let whole = plain.chat(ChatRequest::new(&messages).thinking(true)).unwrap();
-    assert_eq!(whole.reasoning, None);
+    assert!(whole.reasoning.is_none() && !whole.text.trim().is_empty(), "{whole:?}");
     let split = || plain.chat_stream(ChatRequest::new(&messages).thinking(true)).unwrap().split_reasoning();
     let apart = split().into_completion().unwrap();
     assert_eq!((apart.reasoning.as_deref(), &*apart.text), (Some(whole.text.trim()), ""));
