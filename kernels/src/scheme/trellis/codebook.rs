@@ -61,6 +61,7 @@ impl Codebook {
     }
 
     /// The level of a window.
+    #[inline]
     pub const fn level(&self, window: u16) -> i8 {
         self.levels[pair(window) as usize]
     }
@@ -74,6 +75,7 @@ impl Codebook {
 }
 
 /// The bits of a window that it is looked up by, in a byte: the lowest four, and above them the highest four.
+#[inline]
 pub const fn pair(window: u16) -> u8 {
     (window & 0x0f | window >> 4 & 0xf0) as u8
 }
