@@ -47,8 +47,13 @@ impl Integers<'_> {
             Self::Tiles { bits, codebook, level_unit } => {
                 let codes = m.row(0, first / TILE);
                 let products = (kernels.tiles_dot)(TileRun { bits, codebook, codes, x });
-                for (row, (out, product)) in rows.zip(out.iter_mut().zip(products)) {
-                    *out = product * (m.f16(1, row, 0) / level_unit);
+                let (mut stored, mut scales) = ([f16::ZERO; ROWS], [0.0; ROWS]);
+                for (stored, &bytes) in stored.iter_mut().zip(m.some_rows(1, rows).as_chunks().0) {
+                    *stored = f16::from_le_bytes(bytes);
+                }
+                stored.convert_to_f32_slice(&mut scales);
+                for (out, (product, scale)) in out.iter_mut().zip(products.into_iter().zip(scales)) {
+                    *out = product * (scale / level_unit);
                 }
             }
             Self::Units { bits, table, level_unit, minima } => {

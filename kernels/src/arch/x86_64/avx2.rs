@@ -148,7 +148,7 @@ pub(super) fn both<T, const N: usize>(bytes: &[T; N]) -> __m256i {
 #[target_feature(enable = "avx2")]
 pub(super) fn book(codebook: &Codebook, flip: i8) -> [__m256i; 2] {
     // Where levels are sums, too: adding 128 to a byte flips its highest bit.
-    [both(&codebook.low().map(|level| level ^ flip)), both(codebook.high())]
+    [_mm256_xor_si256(both(codebook.low()), _mm256_set1_epi8(flip)), both(codebook.high())]
 }
 
 /// [`row_bits`] in a register.

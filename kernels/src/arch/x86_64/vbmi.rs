@@ -73,7 +73,12 @@ impl<const K: usize> TileLevels<K> {
         Self {
             book: Book::new(codebook, flip),
             shifts: [lowest, _mm512_add_epi8(lowest, _mm512_set1_epi8(8))],
-            bytes: std::array::from_fn(|quarter| load(&Quarter::<K>::BYTES[quarter])),
+            bytes: [
+                load(&Quarter::<K>::BYTES[0]),
+                load(&Quarter::<K>::BYTES[1]),
+                load(&Quarter::<K>::BYTES[2]),
+                load(&Quarter::<K>::BYTES[3]),
+            ],
         }
     }
 
@@ -108,10 +113,15 @@ impl<const K: usize> Book<K> {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub fn new(codebook: &Codebook, flip: i8) -> Self {
-        // Where levels are sums, too: adding 128 to a byte flips its highest bit.
-        let low = codebook.low().map(|level| level ^ flip);
         // SAFETY: the pointers are those of sixteen bytes each.
-        let [low, high] = unsafe { [&low, codebook.high()].map(|t| _mm_loadu_si128(t.as_ptr().cast())) };
+        let (low, high) = unsafe {
+            (
+                _mm_loadu_si128(codebook.low().as_ptr().cast()),
+                _mm_loadu_si128(codebook.high().as_ptr().cast()),
+            )
+        };
+        // Where levels are sums, too: adding 128 to a byte flips its highest bit.
+        let low = _mm_xor_si128(low, _mm_set1_epi8(flip));
         Self { low: _mm512_broadcast_i32x4(low), high: _mm512_broadcast_i32x4(high) }
     }
 

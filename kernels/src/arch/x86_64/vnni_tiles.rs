@@ -38,7 +38,7 @@ pub(super) unsafe fn tiles_dot(run: TileRun) -> [f32; TILE] {
 fn of_two_bits(run: TileRun) -> [f32; TILE] {
     run.check();
     let book = Book::<2>::new(run.codebook, i8::MIN);
-    let turns = [from(1), from(2), from(3)];
+    let turns = [load(&const { from(1) }), load(&const { from(2) }), load(&const { from(3) })];
     let mut sums = _mm512_setzero_ps();
     let groups = run.codes.chunks(TILES * 64).zip(run.x.values().as_chunks::<GROUP>().0);
     for (((tiles, values), scale), parts) in groups.zip(run.x.scales()).zip(run.x.sums()) {
@@ -78,7 +78,7 @@ fn of_two_bits(run: TileRun) -> [f32; TILE] {
 fn of_four_bits(run: TileRun) -> [f32; TILE] {
     run.check();
     let book = Book::<4>::new(run.codebook, i8::MIN);
-    let turn = from(1);
+    let turn = load(&const { from(1) });
     let mut sums = [_mm512_setzero_ps(); 2];
     let groups = run.codes.chunks(TILES * 128).zip(run.x.values().as_chunks::<GROUP>().0);
     for (((tiles, values), scale), parts) in groups.zip(run.x.scales()).zip(run.x.sums()) {
@@ -151,24 +151,34 @@ fn by_quarters<const K: usize>(run: TileRun) -> [f32; TILE] {
 }
 
 /// The numbers from this one on, to index 64 bytes that are to begin there.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn from(start: i8) -> __m512i {
-    load(&std::array::from_fn(|i| start + i as i8))
+const fn from(start: usize) -> [u8; 64] {
+    let (mut numbers, mut i) = ([0; 64], 0);
+    while i < 64 {
+        numbers[i] = (start + i) as u8;
+        i += 1;
+    }
+    numbers
 }
 
-/// A group's values with those of each tile in another order: every `EVERY`th column from the first on, then from the second on, ...
+/// Every `EVERY`th column of a tile from the first on, then from the second on, ...; for each of four tiles.
+const fn every<const EVERY: usize>() -> [u8; GROUP] {
+    let (mut order, mut i) = ([0; GROUP], 0);
+    while i < GROUP {
+        let column = i % TILE;
+        order[i] = (column % (TILE / EVERY) * EVERY + column / (TILE / EVERY)) as u8;
+        i += 1;
+    }
+    order
+}
+
+/// A group's values with those of each tile in the order of [`every`].
 ///
 /// To be read out of the compiler's sight, which would take parts of it from the register that it was in, by permutations, where loads
 /// cost nothing.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn by_columns<const EVERY: usize>(values: &[i8; GROUP]) -> [u8; GROUP] {
-    let order = std::array::from_fn(|i| {
-        let i = i % TILE;
-        (i % (TILE / EVERY) * EVERY + i / (TILE / EVERY)) as i8
-    });
-    let ordered = _mm512_shuffle_epi8(load(values), load(&order));
+    let ordered = _mm512_shuffle_epi8(load(values), load(&const { every::<EVERY>() }));
     let mut bytes = [0; GROUP];
     // SAFETY: the pointer is that of 64 bytes.
     unsafe { _mm512_storeu_si512(bytes.as_mut_ptr().cast(), ordered) };
