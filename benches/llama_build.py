@@ -35,6 +35,7 @@ OPTIONS = {
     "LLAMA_USE_PREBUILT_UI": "OFF",
     "LLAMA_OPENSSL": "OFF",
     "GGML_CCACHE": "OFF",
+    "GGML_NATIVE": "ON",
     "GGML_METAL": "OFF",
     "GGML_BLAS": "OFF",
     "GGML_ACCELERATE": "OFF",
@@ -48,7 +49,14 @@ ENVIRONMENT = CACHE / "venv"
 SOURCE = CACHE / f"llama_cpp_python-{VERSION}"
 BUILD = CACHE / f"build-{VERSION}"
 TOOLS = BUILD / "bin"
-SCRIPTS = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
+
+
+def scripts(environment):
+    """Where a virtual environment has its programs."""
+    return environment / ("Scripts" if os.name == "nt" else "bin")
+
+
+SCRIPTS = scripts(ENVIRONMENT)
 PYTHON = SCRIPTS / "python"
 
 
@@ -59,15 +67,15 @@ def call(*command, **options):
         raise SystemExit(f"failed: {' '.join(command)}")
 
 
-def install():
-    """The virtual environment with what requirements.txt lists."""
-    wanted = REQUIREMENTS.read_text(encoding="utf-8")
-    stamp = ENVIRONMENT / "installed.txt"
+def install(environment=ENVIRONMENT, requirements=REQUIREMENTS, **options):
+    """A virtual environment with what the requirements list. Other options are those of the calls."""
+    wanted = requirements.read_text(encoding="utf-8")
+    stamp = environment / "installed.txt"
     if stamp.exists() and stamp.read_text(encoding="utf-8") == wanted:
         return
-    CACHE.mkdir(parents=True, exist_ok=True)
-    venv.create(ENVIRONMENT, with_pip=True, clear=True)
-    call(PYTHON, "-m", "pip", "install", "--quiet", "-r", REQUIREMENTS)
+    environment.parent.mkdir(parents=True, exist_ok=True)
+    venv.create(environment, with_pip=True, clear=True)
+    call(scripts(environment) / "python", "-m", "pip", "install", "--quiet", "-r", requirements, **options)
     stamp.write_text(wanted, encoding="utf-8")
 
 
@@ -93,7 +101,7 @@ def build(jobs, *tools, amx=True, **options):
         "PATH": f"{SCRIPTS}{os.pathsep}{os.environ['PATH']}",
         "GIT_CEILING_DIRECTORIES": str(CACHE),
     }
-    defines = [f"-D{key}={value}" for key, value in (OPTIONS | ({"GGML_NATIVE": "ON"} if amx else WITHOUT_AMX)).items()]
+    defines = [f"-D{key}={value}" for key, value in (OPTIONS | ({} if amx else WITHOUT_AMX)).items()]
     source = SOURCE / "vendor" / "llama.cpp"
     call(SCRIPTS / "cmake", "-S", source, "-B", BUILD, "-G", "Ninja", *defines, env=settings, **options)
     call(SCRIPTS / "ninja", "-C", BUILD, "-j", jobs, *tools, env=settings, **options)

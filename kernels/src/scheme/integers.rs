@@ -47,11 +47,7 @@ impl Integers<'_> {
             Self::Tiles { bits, codebook, level_unit } => {
                 let codes = m.row(0, first / TILE);
                 let products = (kernels.tiles_dot)(TileRun { bits, codebook, codes, x });
-                let (mut stored, mut scales) = ([f16::ZERO; ROWS], [0.0; ROWS]);
-                for (stored, &bytes) in stored.iter_mut().zip(m.some_rows(1, rows).as_chunks().0) {
-                    *stored = f16::from_le_bytes(bytes);
-                }
-                stored.convert_to_f32_slice(&mut scales);
+                let scales: [f32; ROWS] = floats(m.some_rows(1, rows));
                 for (out, (product, scale)) in out.iter_mut().zip(products.into_iter().zip(scales)) {
                     *out = product * (scale / level_unit);
                 }
@@ -127,14 +123,20 @@ fn sides(
 ) {
     let (group, step) = (m.group(), m.group().min(GROUP));
     let groups = cols.start / group..cols.end.div_ceil(group);
-    let (mut stored, mut floats) = ([f16::ZERO; COLS / HALF], [0.0; COLS / HALF]);
     out.resize(cols.len().div_ceil(step), [0.0; ROWS]);
     for (r, row) in rows.into_iter().enumerate() {
-        let bytes = m.row(part, row)[2 * groups.start..2 * groups.end].as_chunks().0;
-        stored.iter_mut().zip(bytes).for_each(|(stored, &bytes)| *stored = f16::from_le_bytes(bytes));
-        stored[..bytes.len()].convert_to_f32_slice(&mut floats[..bytes.len()]);
+        let floats: [f32; COLS / HALF] = floats(&m.row(part, row)[2 * groups.start..2 * groups.end]);
         let repeated = floats.iter().flat_map(|float| std::iter::repeat_n(float, group / step));
         let from_first = repeated.skip(cols.start % group / step);
         out.iter_mut().zip(from_first).for_each(|(out, float)| out[r] = float * factor);
     }
+}
+
+/// At most `N` f16 numbers from their bytes, and zeros after them.
+#[inline]
+fn floats<const N: usize>(bytes: &[u8]) -> [f32; N] {
+    let (bytes, mut stored, mut floats) = (bytes.as_chunks().0, [f16::ZERO; N], [0.0; N]);
+    stored.iter_mut().zip(bytes).for_each(|(stored, &bytes)| *stored = f16::from_le_bytes(bytes));
+    stored[..bytes.len()].convert_to_f32_slice(&mut floats[..bytes.len()]);
+    floats
 }

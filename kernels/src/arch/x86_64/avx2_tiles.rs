@@ -107,8 +107,7 @@ unsafe fn add_tile<D: Dot, const K: usize, const BYTES: usize, const N: usize>(
             let [bytes, next, _] = three_registers::<BYTES, N>(tile);
             for ((sum, byte), next) in sums.iter_mut().zip(bytes).zip(next) {
                 *sum = dot(*sum, levels_by::<K>(book, nibble(byte), nibble(next)), x[0]);
-                let (byte, next) = (_mm256_srli_epi16(byte, 4), _mm256_srli_epi16(next, 4));
-                *sum = dot(*sum, levels_by::<K>(book, nibble(byte), nibble(next)), x[1]);
+                *sum = dot(*sum, levels_by::<K>(book, from::<4>(byte), from::<4>(next)), x[1]);
             }
         }
         3 => {
@@ -266,8 +265,8 @@ fn quarters(bytes: __m256i, next: __m256i) -> [__m256i; 4] {
     let (even, odd) = (_mm256_srli_epi16(bytes, 6), _mm256_slli_epi16(next, 2));
     [
         nibble(bytes),
-        nibble(_mm256_srli_epi16(bytes, 2)),
-        nibble(_mm256_srli_epi16(bytes, 4)),
+        from::<2>(bytes),
+        from::<4>(bytes),
         nibble(_mm256_blendv_epi8(even, odd, _mm256_set1_epi16(0xff00u16.cast_signed()))),
     ]
 }

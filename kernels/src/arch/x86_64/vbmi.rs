@@ -113,16 +113,9 @@ impl<const K: usize> Book<K> {
     #[inline]
     #[target_feature(enable = "avx512f")]
     pub fn new(codebook: &Codebook, flip: i8) -> Self {
-        // SAFETY: the pointers are those of sixteen bytes each.
-        let (low, high) = unsafe {
-            (
-                _mm_loadu_si128(codebook.low().as_ptr().cast()),
-                _mm_loadu_si128(codebook.high().as_ptr().cast()),
-            )
-        };
         // Where levels are sums, too: adding 128 to a byte flips its highest bit.
-        let low = _mm_xor_si128(low, _mm_set1_epi8(flip));
-        Self { low: _mm512_broadcast_i32x4(low), high: _mm512_broadcast_i32x4(high) }
+        let low = _mm512_xor_si512(repeated(codebook.low()), _mm512_set1_epi8(flip));
+        Self { low, high: repeated(codebook.high()) }
     }
 
     /// The levels of windows whose lowest and highest four bits are the lowest of each of these bytes.
@@ -173,6 +166,14 @@ impl<const K: usize> Quarter<K> {
         }
         shifts
     };
+}
+
+/// Sixteen bytes, four times.
+#[inline]
+#[target_feature(enable = "avx512f")]
+pub(super) fn repeated(bytes: &[i8; 16]) -> __m512i {
+    // SAFETY: the pointer is that of sixteen bytes.
+    _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(bytes.as_ptr().cast()) })
 }
 
 #[inline]

@@ -7,7 +7,7 @@
 
 use super::{
     fetch::fetch_ahead,
-    vbmi::{Book, TileLevels, load},
+    vbmi::{Book, TileLevels, load, repeated},
 };
 use crate::{
     arch::{integer::TileRun, level_panel::OFFSET},
@@ -39,7 +39,7 @@ fn of_two_bits(run: TileRun) -> [f32; TILE] {
     run.check();
     let book = Book::<2>::new(run.codebook, i8::MIN);
     let turns = [load(&const { from(1) }), load(&const { from(2) }), load(&const { from(3) })];
-    let mut sums = _mm512_setzero_ps();
+    let mut sums = [_mm512_setzero_ps()];
     let groups = run.codes.chunks(TILES * 64).zip(run.x.values().as_chunks::<GROUP>().0);
     for (((tiles, values), scale), parts) in groups.zip(run.x.scales()).zip(run.x.sums()) {
         fetch_ahead(tiles, 0, TILES * 64);
@@ -67,10 +67,9 @@ fn of_two_bits(run: TileRun) -> [f32; TILE] {
         }
         let [first, second, third, fourth] = products;
         let (left, right) = (_mm512_add_epi32(first, second), _mm512_add_epi32(third, fourth));
-        let products = _mm512_cvtepi32_ps(_mm512_add_epi32(left, right));
-        sums = _mm512_fmadd_ps(products, _mm512_set1_ps(*scale), sums);
+        add_scaled(&mut sums, [_mm512_add_epi32(left, right)], *scale);
     }
-    lanes(sums)
+    lanes(sums[0])
 }
 
 /// Half a tile is a register, and each of its eight rows a lane of eight bytes.
@@ -105,10 +104,7 @@ fn of_four_bits(run: TileRun) -> [f32; TILE] {
                 *product = _mm512_dpbusd_epi32(*product, book.levels(bytes, next), odd);
             }
         }
-        let scale = _mm512_set1_ps(*scale);
-        for (sum, products) in sums.iter_mut().zip(products) {
-            *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, *sum);
-        }
+        add_scaled(&mut sums, products, *scale);
     }
     let mut rows = [0.0; TILE];
     for (rows, sum) in rows.as_chunks_mut::<8>().0.iter_mut().zip(sums) {
@@ -130,16 +126,12 @@ fn by_quarters<const K: usize>(run: TileRun) -> [f32; TILE] {
         fetch_ahead(tiles, 0, TILES * 32 * K);
         let mut products = [_mm512_set1_epi32(-(OFFSET / 4) * (parts[0] + parts[1])); 4];
         for (tile, values) in tiles.chunks_exact(32 * K).zip(values.as_chunks::<TILE>().0) {
-            // SAFETY: the pointer is that of 16 bytes.
-            let values = _mm512_broadcast_i32x4(unsafe { _mm_loadu_si128(values.as_ptr().cast()) });
+            let values = repeated(values);
             for (quarter, product) in products.iter_mut().enumerate() {
                 *product = _mm512_dpbusd_epi32(*product, decoder.quarter(tile, quarter), values);
             }
         }
-        let scale = _mm512_set1_ps(*scale);
-        for (sum, products) in sums.iter_mut().zip(products) {
-            *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, *sum);
-        }
+        add_scaled(&mut sums, products, *scale);
     }
     let mut rows = [0.0; TILE];
     for (rows, sum) in rows.as_chunks_mut::<4>().0.iter_mut().zip(sums) {
@@ -148,6 +140,16 @@ fn by_quarters<const K: usize>(run: TileRun) -> [f32; TILE] {
         }
     }
     rows
+}
+
+/// `sums += scale * products`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn add_scaled<const N: usize>(sums: &mut [__m512; N], products: [__m512i; N], scale: f32) {
+    let scale = _mm512_set1_ps(scale);
+    for (sum, products) in sums.iter_mut().zip(products) {
+        *sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, *sum);
+    }
 }
 
 /// The numbers from this one on, to index 64 bytes that are to begin there.
