@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 use report::{Decoding, Rates, Report};
 use squish_engine::hub;
-use squish_models::{Arithmetic, Checkpoint, Device, KvPolicy, Model, Session, SessionOptions};
+use squish_models::{Arithmetic, Checkpoint, KvPolicy, Model, Session, SessionOptions};
 use std::{process::ExitCode, time::Instant};
 
 /// Measure a model: prefill, decoding at several depths of context, time to the first token, and memory.
@@ -145,7 +145,7 @@ fn run(args: &Args, start: Instant) -> Result<()> {
         for (session, rates) in sessions.iter_mut().zip(&mut decode) {
             let depth = session.len();
             let start = Instant::now();
-            steps(session, ids, args.generate, &device)?;
+            steps(session, ids, args.generate)?;
             rates.push(args.generate, start);
             session.truncate(depth);
         }
@@ -183,11 +183,10 @@ fn run(args: &Args, start: Instant) -> Result<()> {
     Ok(())
 }
 
-/// As if each token were chosen from the one before: nothing begins before the device is done.
-fn steps(session: &mut Session, ids: Ids, count: usize, device: &Device) -> Result<()> {
+/// As if each token were chosen from the one before: its logits are in memory before the next begins.
+fn steps(session: &mut Session, ids: Ids, count: usize) -> Result<()> {
     for id in ids.some(count) {
-        session.feed(&[id])?;
-        device.synchronize()?;
+        session.advance(&[id])?;
     }
     Ok(())
 }

@@ -11,6 +11,7 @@
 //! | [`hadamard`], [`rotation`] | the Walsh-Hadamard transform and the randomised rotation `H D x` built on it |
 //! | [`low_rank`], [`sparse`] | the corrections that may be added to a packed matrix |
 //! | [`weight`] | [`Weight`]: packed matrix + rotation + corrections, the unit a model multiplies by |
+//! | `input`, `single_input` | what it is multiplied by: [`Input`], a tensor; [`SingleInput`], buffers for one position on the CPU |
 //! | [`kv`] | keys and values of past positions, in 32 to 2 bits a number |
 //! | [`arch`] | the vector kernels, one thin instance per instruction set, chosen at run time |
 //! | [`ops`] | Candle custom ops over all of these |
@@ -36,6 +37,7 @@ mod disjoint;
 mod error;
 mod freed_memory;
 pub mod hadamard;
+mod input;
 pub mod kv;
 pub mod low_rank;
 pub mod metal;
@@ -45,16 +47,19 @@ pub mod quantized_batch;
 pub mod quantized_input;
 pub mod rotation;
 pub mod scheme;
+mod single_input;
 pub mod sparse;
 mod team;
 pub mod weight;
 
 pub use error::{Error, Result};
 pub use freed_memory::keep_freed_memory;
+pub use input::Input;
 pub use low_rank::LowRank;
 pub use packed::Packed;
 pub use quantized_batch::QuantizedBatch;
 pub use quantized_input::QuantizedInput;
 pub use rotation::Rotation;
+pub use single_input::SingleInput;
 pub use sparse::Sparse;
-pub use weight::{Arithmetic, Input, Weight};
+pub use weight::{Arithmetic, Weight};

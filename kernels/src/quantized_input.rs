@@ -7,7 +7,7 @@
 //! A group's scale is its largest magnitude over 127. For a Gaussian that is 44 dB: its largest of 64 is near 2.4 sigma, and an error
 //! of uniform distribution in a step of 2.4 sigma / 127 has a variance of step^2 / 12.
 
-use crate::team;
+use crate::{disjoint::Disjoint, team};
 
 /// Values that share a scale. Inputs are padded with zeros to whole groups.
 pub const GROUP: usize = 64;
@@ -19,7 +19,7 @@ pub const HALF: usize = GROUP / 2;
 const TOGETHER: usize = 16;
 
 /// An input `[cols]` in eight bits.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct QuantizedInput {
     values: Vec<i8>,
     scales: Vec<f32>,
@@ -30,37 +30,45 @@ pub struct QuantizedInput {
 impl QuantizedInput {
     /// The nearest such input. A group that holds what is no finite number has the scale NaN.
     pub fn new(x: &[f32]) -> Self {
-        let mut found = Self::zeros(x.len().div_ceil(GROUP));
+        let mut found = Self::default();
+        found.resize(x.len().div_ceil(GROUP));
         Parts { values: &mut found.values, scales: &mut found.scales, sums: &mut found.sums }.round(x);
-        found.summed()
+        found.add_up();
+        found
     }
 
-    /// [`QuantizedInput::new`] by several threads, where the input is long enough for that.
-    pub(crate) fn new_together(x: &[f32]) -> Self {
+    /// [`QuantizedInput::new`] in the place of what was held, by several threads where the input is long enough for that.
+    pub(crate) fn round(&mut self, x: &[f32]) {
         let groups = x.len().div_ceil(GROUP);
-        if groups < 2 * TOGETHER {
-            return Self::new(x);
-        }
-        let mut found = Self::zeros(groups);
-        let values = found.values.chunks_mut(TOGETHER * GROUP);
-        let sides = found.scales.chunks_mut(TOGETHER).zip(found.sums.chunks_mut(TOGETHER));
-        let mut parts: Vec<Parts> =
-            values.zip(sides).map(|(values, (scales, sums))| Parts { values, scales, sums }).collect();
-        team::for_each_chunk(&mut parts, 1, |i, parts| {
-            let x = &x[i * TOGETHER * GROUP..];
-            parts[0].round(&x[..x.len().min(TOGETHER * GROUP)]);
+        self.resize(groups);
+        let together = if groups < 2 * TOGETHER { groups.max(1) } else { TOGETHER };
+        let (values, scales) = (Disjoint::new(&mut self.values), Disjoint::new(&mut self.scales));
+        let sums = Disjoint::new(&mut self.sums);
+        team::for_each(groups.div_ceil(together), |i| {
+            let first = i * together;
+            let count = together.min(groups - first);
+            // SAFETY: runs of groups do not overlap, and each index comes once.
+            let mut parts = unsafe {
+                Parts {
+                    values: values.part(first * GROUP, count * GROUP),
+                    scales: scales.part(first, count),
+                    sums: sums.part(first, count),
+                }
+            };
+            parts.round(&x[first * GROUP..x.len().min((first + count) * GROUP)]);
         });
-        found.summed()
+        self.add_up();
     }
 
-    fn zeros(groups: usize) -> Self {
-        let (values, scales) = (vec![0; groups * GROUP], vec![0.0; groups]);
-        Self { values, scales, sums: vec![[0; 2]; groups], totals: vec![0; groups] }
+    fn resize(&mut self, groups: usize) {
+        self.values.resize(groups * GROUP, 0);
+        self.scales.resize(groups, 0.0);
+        self.sums.resize(groups, [0; 2]);
     }
 
-    fn summed(mut self) -> Self {
-        self.totals.iter_mut().zip(&self.sums).for_each(|(total, [low, high])| *total = low + high);
-        self
+    fn add_up(&mut self) {
+        self.totals.clear();
+        self.totals.extend(self.sums.iter().map(|[low, high]| low + high));
     }
 
     /// The values, a multiple of [`GROUP`].
@@ -157,11 +165,15 @@ mod tests {
 
     #[test]
     fn several_threads_round_as_one_does() {
-        for cols in [1, 2047, 2048, 2049, 8960, 9001] {
+        // One after the other in the same buffers: nothing of a longer input is left in a shorter one.
+        let mut together = QuantizedInput::default();
+        for cols in [9001, 1, 2047, 0, 2048, 2049, 8960, 65] {
             let x: Vec<f32> = (0..cols).map(|i| (i as f32).sin() * 3.0).collect();
-            let (alone, together) = (QuantizedInput::new(&x), QuantizedInput::new_together(&x));
+            let alone = QuantizedInput::new(&x);
+            together.round(&x);
             assert_eq!(alone.values(), together.values());
             assert_eq!((alone.scales(), alone.sums()), (together.scales(), together.sums()));
+            assert_eq!(alone.totals(), together.totals());
         }
     }
 

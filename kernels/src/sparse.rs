@@ -3,7 +3,7 @@
 //! Compressed sparse rows: `offsets` U32 `[rows + 1]`, `columns` U16 `[entries]` ascending within a
 //! row, `values` F16 `[entries]`: 32 bits an entry.
 
-use crate::{Error, Result};
+use crate::{Error, Result, team};
 use bytes::Bytes;
 use half::f16;
 use rayon::prelude::*;
@@ -101,12 +101,16 @@ impl Sparse {
     pub fn multiply_add(&self, x: &[f32], y: &mut [f32]) {
         /// Rows of one piece of work: some ten thousand entries of a usual matrix.
         const ROWS: usize = 256;
+        let multiply = |x: &[f32], i: usize, y: &mut [f32]| {
+            for (row, y) in (i * ROWS..).zip(y) {
+                *y += self.row(row).map(|(col, value)| value * x[col]).sum::<f32>();
+            }
+        };
+        if x.len() == self.cols {
+            return team::for_each_chunk(&mut y[..self.rows], ROWS, |i, y| multiply(x, i, y));
+        }
         x.par_chunks_exact(self.cols).zip(y.par_chunks_exact_mut(self.rows)).for_each(|(x, y)| {
-            y.par_chunks_mut(ROWS).enumerate().for_each(|(i, y)| {
-                for (row, y) in (i * ROWS..).zip(y) {
-                    *y += self.row(row).map(|(col, value)| value * x[col]).sum::<f32>();
-                }
-            });
+            y.par_chunks_mut(ROWS).enumerate().for_each(|(i, y)| multiply(x, i, y));
         });
     }
 

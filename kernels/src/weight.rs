@@ -1,11 +1,11 @@
 //! The weight of a linear layer or an embedding, as a model holds it.
 
 use crate::{
-    Error, LowRank, Packed, QuantizedBatch, QuantizedInput, Result, Rotation, Sparse,
-    ops::{Gather, MatMat, MatMul, MatVec, Products, Rotate, SparseMatMul, TransposedMatMul},
+    Error, Input, LowRank, Packed, Result, Rotation, SingleInput, Sparse,
+    ops::{Gather, MatMat, MatMul, MatVec, Products, SparseMatMul, TransposedMatMul},
 };
-use candle_core::{CpuStorage, D, Error as CandleError, Result as CandleResult, Storage, Tensor};
-use std::{cell::RefCell, sync::Arc};
+use candle_core::{D, Result as CandleResult, Tensor};
+use std::sync::Arc;
 
 /// How a matrix is multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -186,10 +186,25 @@ impl Weight {
 
     /// Whether the input is multiplied by the packed matrix in integers, and on its own.
     fn is_single_product(&self, input: &Input) -> bool {
-        self.arithmetic == Arithmetic::Int8
-            && input.rows == 1
-            && input.on_cpu
-            && self.packed.scheme().integers().is_some()
+        input.rows == 1 && input.on_cpu && self.multiplies_integers()
+    }
+
+    /// Whether a single input on the CPU is multiplied by the packed matrix in integers.
+    pub(crate) fn multiplies_integers(&self) -> bool {
+        self.arithmetic == Arithmetic::Int8 && self.packed.scheme().integers().is_some()
+    }
+
+    /// [`Weight::forward_together`] for a single input on the CPU without a tensor: the outputs of all matrices, one after the other, are
+    /// written to `y`. They are those of [`Weight::forward`] to the bit.
+    ///
+    /// # Errors
+    /// When sizes do not fit, or the input is there under another rotation only.
+    pub fn forward_single<const N: usize>(
+        weights: [&Self; N],
+        input: &mut SingleInput,
+        y: &mut [f32],
+    ) -> CandleResult<()> {
+        input.multiply(weights, y)
     }
 
     /// The products of packed matrices with a single input under this one's rotation, one after the other.
@@ -242,102 +257,4 @@ fn parts(y: &Tensor, weights: &[&Weight]) -> CandleResult<Vec<Tensor>> {
         part
     };
     weights.iter().map(part).collect()
-}
-
-/// The input of one or more linears, `[batch, cols]` f32, rotated and quantised at most once for all that share a rotation.
-#[derive(Debug)]
-pub struct Input {
-    plain: Option<Tensor>,
-    /// All dimensions but the last.
-    rows: usize,
-    on_cpu: bool,
-    rotated: RefCell<Option<(Arc<Rotation>, Tensor)>>,
-    quantized: Rounded<QuantizedInput>,
-    quantized_batch: Rounded<QuantizedBatch>,
-}
-
-/// A quantised input, and the rotation that it is under.
-type Rounded<T> = RefCell<Option<(Option<Arc<Rotation>>, Arc<T>)>>;
-
-impl Input {
-    /// An input that no linear has rotated yet.
-    pub fn new(plain: Tensor) -> Self {
-        Self::with(&plain, Some(plain.clone()), None)
-    }
-
-    /// An input that is there under this rotation only: for linears that share it.
-    pub fn rotated_by(rotation: Option<Arc<Rotation>>, x: Tensor) -> Self {
-        match rotation {
-            Some(rotation) => Self::with(&x, None, Some((rotation, x.clone()))),
-            None => Self::new(x),
-        }
-    }
-
-    fn with(x: &Tensor, plain: Option<Tensor>, rotated: Option<(Arc<Rotation>, Tensor)>) -> Self {
-        let rows = x.elem_count() / x.dims().last().map_or(1, |&cols| cols.max(1));
-        let (quantized, quantized_batch) = Default::default();
-        let on_cpu = x.device().is_cpu();
-        Self { plain, rows, on_cpu, rotated: rotated.into(), quantized, quantized_batch }
-    }
-
-    /// The input as it was given.
-    ///
-    /// # Errors
-    /// Where it is there under a rotation only.
-    pub fn plain(&self) -> CandleResult<&Tensor> {
-        let message = "the input is not there as it was before its rotation";
-        self.plain.as_ref().ok_or_else(|| CandleError::Msg(message.into()).bt())
-    }
-
-    fn rotated(&self, rotation: Option<&Arc<Rotation>>) -> CandleResult<Tensor> {
-        let Some(rotation) = rotation else {
-            return self.plain()?.contiguous();
-        };
-        if let Some((held, x)) = &*self.rotated.borrow()
-            && (Arc::ptr_eq(held, rotation) || held == rotation)
-        {
-            return Ok(x.clone());
-        }
-        let x = self.plain()?.contiguous()?.apply_op1_no_bwd(&Rotate(rotation.clone()))?;
-        *self.rotated.borrow_mut() = Some((rotation.clone(), x.clone()));
-        Ok(x)
-    }
-
-    /// `x`, which is this input under the rotation, in eight bits.
-    fn quantized(&self, rotation: Option<&Arc<Rotation>>, x: &Tensor) -> CandleResult<Arc<QuantizedInput>> {
-        held_or(&self.quantized, rotation, x, QuantizedInput::new_together)
-    }
-
-    /// `x`, which is this batch of inputs under the rotation, in eight bits.
-    fn quantized_batch(
-        &self,
-        rotation: Option<&Arc<Rotation>>,
-        x: &Tensor,
-        depth: usize,
-    ) -> CandleResult<Arc<QuantizedBatch>> {
-        let cols = x.dim(D::Minus1)?;
-        held_or(&self.quantized_batch, rotation, x, |values| QuantizedBatch::new(values, cols, depth))
-    }
-}
-
-/// What is held for this rotation; else what `round` makes of the values of `x`, held from now on.
-fn held_or<T>(
-    held: &Rounded<T>,
-    rotation: Option<&Arc<Rotation>>,
-    x: &Tensor,
-    round: impl Fn(&[f32]) -> T,
-) -> CandleResult<Arc<T>> {
-    if let Some((of, rounded)) = &*held.borrow()
-        && of.as_ref() == rotation
-    {
-        return Ok(rounded.clone());
-    }
-    let (storage, layout) = x.storage_and_layout();
-    let values = match (&*storage, layout.contiguous_offsets()) {
-        (Storage::Cpu(CpuStorage::F32(values)), Some((start, end))) => &values[start..end],
-        _ => return Err(CandleError::Msg("an input in eight bits must be contiguous f32".into()).bt()),
-    };
-    let rounded = Arc::new(round(values));
-    *held.borrow_mut() = Some((rotation.cloned(), rounded.clone()));
-    Ok(rounded)
 }

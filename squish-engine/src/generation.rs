@@ -100,10 +100,10 @@ impl Generation {
 
     /// The text, and whether a token was drawn.
     fn draw_and_decode(&mut self, session: &mut Session) -> Result<(String, bool)> {
-        let Some(logits) = self.feed(session)? else {
+        if !self.feed(session)? {
             return Ok((self.finish(FinishReason::Cancelled)?, false));
-        };
-        let token = self.sampler.sample(&logits)?;
+        }
+        let token = self.sampler.sample(session.logits())?;
         if self.eos_token_ids.contains(&token) {
             return Ok((self.finish(FinishReason::Stop)?, true));
         }
@@ -120,23 +120,19 @@ impl Generation {
         Ok((text, true))
     }
 
-    /// Feeds the model what it has not seen and returns the logits after it; `None` when cancelled.
-    fn feed(&mut self, session: &mut Session) -> Result<Option<Vec<f32>>> {
-        let mut logits = None;
+    /// Feeds the model what it has not seen; false when cancelled.
+    fn feed(&mut self, session: &mut Session) -> Result<bool> {
         for chunk in self.unfed.chunks(PREFILL_CHUNK) {
             if self.cancel.is_cancelled() {
-                return Ok(None);
+                return Ok(false);
             }
-            logits = Some(session.feed(chunk)?);
+            session.feed(chunk)?;
         }
         self.unfed.clear();
         if self.stats.time_to_first_token.is_none() {
             session.mark_prompt();
         }
-        Ok(match logits {
-            Some(logits) => Some(logits.to_vec1()?),
-            None => None,
-        })
+        Ok(true)
     }
 
     /// Ends the answer and returns what was held back.

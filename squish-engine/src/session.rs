@@ -3,8 +3,6 @@
 use std::path::Path;
 use std::time::Instant;
 
-use candle_core::Tensor;
-
 use crate::generation::Generation;
 use crate::{ChatRequest, Completion, Error, GenerationOptions, KvMode, Pipeline, Result, TextStream};
 
@@ -176,17 +174,18 @@ impl Session {
         self.cache.set_mark();
     }
 
-    /// Appends tokens to the cache and returns the logits after them.
-    pub(crate) fn feed(&mut self, tokens: &[u32]) -> Result<Tensor> {
-        match self.cache.feed(tokens) {
-            Ok(logits) => {
-                self.tokens.extend_from_slice(tokens);
-                Ok(logits)
-            }
-            Err(error) => {
-                self.reset();
-                Err(error.into())
-            }
+    /// Appends tokens to the cache.
+    pub(crate) fn feed(&mut self, tokens: &[u32]) -> Result<()> {
+        if let Err(error) = self.cache.advance(tokens) {
+            self.reset();
+            return Err(error.into());
         }
+        self.tokens.extend_from_slice(tokens);
+        Ok(())
+    }
+
+    /// The logits after the tokens that were appended last.
+    pub(crate) fn logits(&self) -> &[f32] {
+        self.cache.logits()
     }
 }

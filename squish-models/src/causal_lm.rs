@@ -4,6 +4,7 @@ use crate::{
     ModelConfig,
     kv_cache::{KvCache, LayerCache},
     layers::RotaryTable,
+    workspace::Workspace,
 };
 use candle_core::{Device, Tensor};
 
@@ -88,4 +89,18 @@ pub trait CausalLm: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When a tensor operation fails.
     fn head(&self, hidden: Tensor) -> candle_core::Result<Tensor>;
+
+    /// Whether [`decode`](Self::decode) does without tensors here. Then nothing is allocated once its buffers are there.
+    fn decodes_without_tensors(&self) -> bool {
+        false
+    }
+
+    /// The logits after one more token, in `workspace`, as [`hidden`](Self::hidden) and [`head`](Self::head) make them; the cache holds
+    /// the token afterwards.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    fn decode(&self, id: u32, cache: &mut KvCache, workspace: &mut Workspace) -> candle_core::Result<()> {
+        workspace.set_logits(&self.head(self.hidden(&[id], cache)?)?)
+    }
 }

@@ -104,6 +104,41 @@ impl LayerCache {
         }
     }
 
+    /// [`append`](Self::append) of a single position on the CPU: [`History::append_single`].
+    ///
+    /// # Errors
+    /// When sizes do not fit, and on a GPU; the cache is then as it was.
+    pub fn append_single(
+        &mut self,
+        keys: &mut [f32],
+        values: &mut [f32],
+        head_dim: usize,
+        window: Option<usize>,
+    ) -> Result<()> {
+        match self {
+            Self::Paged(history) => history.append_single(keys, values, head_dim, window),
+            Self::Dense(_) | Self::Packed(_) => Err(on_a_gpu()),
+        }
+    }
+
+    /// [`attend`](Self::attend) for a single position on the CPU: `q [heads * head_dim]` to `y`, of the same size, with this scale and
+    /// soft cap.
+    ///
+    /// # Errors
+    /// When sizes do not fit, and on a GPU.
+    pub fn attend_single(
+        &self,
+        q: &[f32],
+        (scale, softcap): (f32, Option<f32>),
+        buffers: &mut ops::AttentionBuffers,
+        y: &mut [f32],
+    ) -> Result<()> {
+        match self {
+            Self::Paged(history) => ops::Attention { scale, softcap, history }.single(q, buffers, y),
+            Self::Dense(_) | Self::Packed(_) => Err(on_a_gpu()),
+        }
+    }
+
     /// Drops what no query at the next position or the mark needs: [`History::prune`].
     pub fn prune(&mut self) {
         if let Self::Paged(history) = self {
@@ -186,6 +221,10 @@ impl LayerCache {
             Self::Dense(_) | Self::Packed(_) => None,
         }
     }
+}
+
+fn on_a_gpu() -> Error {
+    Error::Msg("keys and values on a GPU come and go as tensors".into()).bt()
 }
 
 /// Positions by which a full cache grows at least.

@@ -8,6 +8,7 @@
 //! | [`kv_cache`] | keys and values of the positions a session has seen |
 //! | [`causal_lm`], [`decoder`] | what an architecture implements, and the decoder that all of them are |
 //! | [`qwen2`], [`qwen3`], [`gemma3`] | one file for each architecture: from its configuration to the decoder's |
+//! | [`workspace`] | the buffers of a step of decoding |
 //! | [`model`] | [`Model`] and [`Session`], the list of architectures |
 //! | `snapshot` | [`Session::save`] and [`Model::restore`]: a session on disk |
 //!
@@ -35,6 +36,7 @@ pub mod model;
 pub mod qwen2;
 pub mod qwen3;
 mod snapshot;
+pub mod workspace;
 
 pub use candle_core::{Device, Tensor};
 pub use checkpoint::{CertificateDemand, Checkpoint};

@@ -6,6 +6,7 @@ use crate::{
     config, gemma3,
     kv_cache::{KvCache, KvPolicy, SessionOptions},
     qwen2, qwen3,
+    workspace::Workspace,
 };
 use candle_core::{Device, Tensor};
 use squish_kernels::kv::{DeviceHistory, Mode as KvMode};
@@ -107,7 +108,7 @@ impl Model {
     }
 
     pub(crate) fn with_cache(&self, cache: KvCache, options: SessionOptions) -> Session {
-        Session { cache, options, model: self.clone() }
+        Session { cache, options, model: self.clone(), workspace: Workspace::default() }
     }
 }
 
@@ -117,6 +118,7 @@ pub struct Session {
     model: Model,
     cache: KvCache,
     options: SessionOptions,
+    workspace: Workspace,
 }
 
 impl Session {
@@ -156,6 +158,10 @@ impl Session {
     /// [`Error::NoTokens`], [`Error::ContextFull`] and [`Error::Token`] before anything is computed, or a failed tensor operation; the
     /// cache then holds what it held before, or, after a failure in the midst of many tokens, what [`Session::truncate`] leaves of it.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<Tensor> {
+        if tokens.len() == 1 && self.model.0.decodes_without_tensors() {
+            self.advance(tokens)?;
+            return Ok(Tensor::new(self.logits(), self.model.0.device())?);
+        }
         let (model, end) = (self.model.clone(), tokens.len());
         let mut logits = None;
         self.forward(tokens, |start, hidden| {
@@ -166,6 +172,30 @@ impl Session {
             Ok(())
         })?;
         logits.ok_or(Error::NoTokens)
+    }
+
+    /// [`Session::feed`], with the logits in a buffer of the session's: [`Session::logits`]. On a CPU nothing is allocated for a single
+    /// token, once there has been one, but for keys and values: a page of them for 64 positions.
+    ///
+    /// # Errors
+    /// As [`Session::feed`].
+    pub fn advance(&mut self, tokens: &[u32]) -> Result<()> {
+        let &[id] = tokens else {
+            let logits = self.feed(tokens)?;
+            return Ok(self.workspace.set_logits(&logits)?);
+        };
+        self.check(tokens)?;
+        let before = self.len();
+        if let Err(error) = self.model.0.decode(id, &mut self.cache, &mut self.workspace) {
+            self.truncate(before);
+            return Err(error.into());
+        }
+        Ok(())
+    }
+
+    /// The logits `[vocab_size]` that the latest [`Session::advance`] ended with; none before the first.
+    pub fn logits(&self) -> &[f32] {
+        &self.workspace.logits
     }
 
     /// Takes the next tokens and hands the logits of all of them to `visit`, a chunk at a time:
@@ -188,18 +218,8 @@ impl Session {
         tokens: &[u32],
         mut visit: impl FnMut(usize, Tensor) -> candle_core::Result<()> + Send,
     ) -> Result<()> {
-        let config = self.model.config();
-        let (before, vocab_size) = (self.len(), config.vocab_size);
-        let (needed, limit) = (before + tokens.len(), self.context_length());
-        if tokens.is_empty() {
-            return Err(Error::NoTokens);
-        }
-        if needed > limit {
-            return Err(Error::ContextFull { needed, limit });
-        }
-        if let Some(&id) = tokens.iter().find(|&&id| id as usize >= vocab_size) {
-            return Err(Error::Token { id, vocab_size });
-        }
+        self.check(tokens)?;
+        let before = self.len();
         // Inside the thread pool, so that the many parallel ops of a step start without a hand-over from outside.
         rayon::scope(|_| {
             for (i, chunk) in tokens.chunks(PREFILL_CHUNK).enumerate() {
@@ -211,6 +231,22 @@ impl Session {
             }
             Ok(())
         })
+    }
+
+    /// Refuses what cannot be taken.
+    fn check(&self, tokens: &[u32]) -> Result<()> {
+        let vocab_size = self.model.config().vocab_size;
+        let (needed, limit) = (self.len() + tokens.len(), self.context_length());
+        if tokens.is_empty() {
+            return Err(Error::NoTokens);
+        }
+        if needed > limit {
+            return Err(Error::ContextFull { needed, limit });
+        }
+        match tokens.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(Error::Token { id, vocab_size }),
+            None => Ok(()),
+        }
     }
 
     /// Forgets the positions from `len` on, and as many before it as the cache cannot give back exactly: those must be fed

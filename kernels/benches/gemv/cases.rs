@@ -96,12 +96,7 @@ impl Case {
 
     /// Multiplies the next matrix by the input, in the pool that this runs in.
     pub fn multiply(&mut self) {
-        ops::matvec(
-            &self.kernels,
-            std::slice::from_ref(&self.matrices[self.next]),
-            black_box(&self.x),
-            &mut self.y,
-        );
+        ops::matvec(&self.kernels, &[&self.matrices[self.next]], black_box(&self.x), &mut self.y);
         black_box(&self.y);
         self.next = (self.next + 1) % self.matrices.len();
     }

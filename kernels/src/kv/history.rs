@@ -11,7 +11,8 @@
 
 use super::{Codec, Mode, PAGE, Page, Side, Store};
 use crate::{
-    Error, Result, Rotation, arch,
+    Error, Result, Rotation,
+    arch::{self, page::PageKernels},
     kv::page::Half,
     ops::{Matrices, matrices_of},
 };
@@ -193,6 +194,28 @@ impl History {
         self.extend(&k.get()?, &v.get()?, window)
     }
 
+    /// [`append`](Self::append) of a single position on the CPU: `keys` and `values [kv_heads, head_dim]`, which are then as the history
+    /// rotates them.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    pub fn append_single(
+        &mut self,
+        keys: &mut [f32],
+        values: &mut [f32],
+        head_dim: usize,
+        window: Option<usize>,
+    ) -> candle_core::Result<()> {
+        let dims = |x: &[f32]| [x.len().checked_div(head_dim).unwrap_or(0), 1, head_dim];
+        let whole = [&*keys, &*values].iter().all(|x| x.len().is_multiple_of(head_dim));
+        let kernels = self.prepare(dims(keys), if whole { dims(values) } else { [0; 3] }, window)?;
+        for (x, rotation) in [(&mut *keys, self.key_rotation()), (&mut *values, self.value_rotation())] {
+            rotation.iter().for_each(|rotation| x.chunks_exact_mut(head_dim).for_each(|x| rotation.apply(x)));
+        }
+        self.store(kernels, keys, values, 1);
+        Ok(())
+    }
+
     /// As [`append`](Self::append).
     pub(crate) fn extend(
         &mut self,
@@ -200,11 +223,24 @@ impl History {
         v: &Matrices,
         window: Option<usize>,
     ) -> candle_core::Result<()> {
-        let [kv_heads, n, head_dim] = k.dims;
+        let kernels = self.prepare(k.dims, v.dims, window)?;
+        let keys = rotated(k, self.key_rotation());
+        let values = rotated(v, self.value_rotation());
+        self.store(kernels, &keys, &values, k.dims[1]);
+        Ok(())
+    }
+
+    /// Looks whether keys and values `[kv_heads, n, head_dim]` fit, and remembers what they are like.
+    fn prepare(
+        &mut self,
+        k: [usize; 3],
+        v: [usize; 3],
+        window: Option<usize>,
+    ) -> candle_core::Result<PageKernels> {
+        let [kv_heads, _, head_dim] = k;
         Self::check(self.mode, kv_heads, head_dim).map_err(candle_core::Error::wrap)?;
         let fits = self.shape().is_none_or(|shape| shape == (kv_heads, head_dim));
-        if k.dims != v.dims || !fits || window == Some(0) {
-            let (k, v) = (k.dims, v.dims);
+        if k != v || !fits || window == Some(0) {
             let message = format!(
                 "KV history of {:?}: keys {k:?} and values {v:?} do not fit, window {window:?}",
                 self.shape()
@@ -219,9 +255,13 @@ impl History {
             self.shape = Some(Shape { kv_heads, head_dim, rotation });
         }
         self.window = window;
-        let keys = rotated(k, self.key_rotation());
-        let values = rotated(v, self.value_rotation());
+        Ok(kernels)
+    }
 
+    /// Writes the vectors `[kv_heads, n, head_dim]` of the next positions, rotated where they are to be, and packs what they push out of the
+    /// recent ones.
+    fn store(&mut self, kernels: PageKernels, keys: &[f32], values: &[f32], n: usize) {
+        let (kv_heads, head_dim) = self.shape().expect("what is stored was prepared for");
         let (start, end) = (self.len, self.len + n);
         if self.pages.is_empty() {
             self.first = start / PAGE;
@@ -244,8 +284,8 @@ impl History {
                         }
                     }
                 };
-                write(Side::Keys, &mut page.keys, &keys);
-                write(Side::Values, &mut page.values, &values);
+                write(Side::Keys, &mut page.keys, keys);
+                write(Side::Values, &mut page.values, values);
             }
             // Some query among the last ones sees the page packed.
             if n > 0 && index + recent < (end - 1) / PAGE {
@@ -262,7 +302,6 @@ impl History {
             _ => pages.par_iter_mut().with_max_len(1).enumerate().for_each(work),
         }
         self.len = end;
-        Ok(())
     }
 
     /// The first page that may have to be packed when the history grows to `end`.
@@ -300,10 +339,10 @@ impl History {
     /// Drops what no query at the next position or the mark needs: pages that no window sees, and pages as they came that are no longer
     /// recent. A page more than necessary is kept, so that a few positions can be taken back.
     pub fn prune(&mut self) {
-        let places: Vec<usize> = std::iter::once(self.len).chain(self.mark).collect();
+        // A mark that is not there is the end once more.
+        let places = [self.len, self.mark.unwrap_or(self.len)];
         let (recent, first) = (self.recent, self.first);
-        let seen: Vec<usize> =
-            places.iter().map(|&at| (self.seen(at).start / PAGE).saturating_sub(1)).collect();
+        let seen = places.map(|at| (self.seen(at).start / PAGE).saturating_sub(1));
         for (i, page) in self.pages.iter_mut().enumerate() {
             let index = first + i;
             // Between two places that see a window each, there may be what neither sees.

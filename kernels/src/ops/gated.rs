@@ -15,6 +15,8 @@ use {
 /// Values that one thread works on; fewer are not worth a second thread.
 const CHUNK: usize = 1 << 11;
 
+const NAME: &str = "squish-gated";
+
 /// What the gate passes through.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Activation {
@@ -35,7 +37,7 @@ pub struct Gated {
 
 impl CustomOp2 for Gated {
     fn name(&self) -> &'static str {
-        "squish-gated"
+        NAME
     }
 
     fn cpu_fwd(
@@ -46,23 +48,14 @@ impl CustomOp2 for Gated {
         up_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let cols = self.check(gate_layout, up_layout)?;
-        let (gate, _) = rows_of(self.name(), gate, gate_layout, cols)?;
-        let (up, _) = rows_of(self.name(), up, up_layout, cols)?;
-        let mut y = gate.to_vec();
-        let rotation = self.rotation.as_deref();
-        // One thread's values are whole blocks of the rotation, and whole words of its signs.
-        let block = rotation.map_or(1, Rotation::block).max(64);
-        let chunk = block * CHUNK.div_ceil(block);
-        if y.len() == cols && (rotation.is_none() || rotation.is_some_and(|r| r.block() >= 64)) {
-            team::for_each_chunk(&mut y, chunk, |i, y| {
-                multiply(self.activation, y, &up[i * chunk..][..y.len()]);
-                rotation.inspect(|rotation| rotation.apply_from(i * chunk, y));
-            });
+        let (gate, _) = rows_of(NAME, gate, gate_layout, cols)?;
+        let (up, _) = rows_of(NAME, up, up_layout, cols)?;
+        let mut y = vec![0.0; gate.len()];
+        if y.len() == cols {
+            self.row(gate, up, &mut y)?;
         } else {
-            y.par_chunks_mut(cols.max(1)).zip(up.par_chunks(cols.max(1))).for_each(|(y, up)| {
-                multiply(self.activation, y, up);
-                rotation.inspect(|rotation| rotation.apply(y));
-            });
+            let inputs = gate.par_chunks(cols.max(1)).zip(up.par_chunks(cols.max(1)));
+            y.par_chunks_mut(cols.max(1)).zip(inputs).for_each(|(y, (gate, up))| self.alone(gate, up, 0, y));
         }
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
     }
@@ -76,8 +69,8 @@ impl CustomOp2 for Gated {
         up_layout: &Layout,
     ) -> Result<(MetalStorage, Shape)> {
         let cols = self.check(gate_layout, up_layout)?;
-        let (gates, rows) = super::rows_in(self.name(), gate.dtype(), gate_layout, cols)?;
-        let (ups, _) = super::rows_in(self.name(), up.dtype(), up_layout, cols)?;
+        let (gates, rows) = super::rows_in(NAME, gate.dtype(), gate_layout, cols)?;
+        let (ups, _) = super::rows_in(NAME, up.dtype(), up_layout, cols)?;
         let inputs = [(gate, gates.start), (up, ups.start)];
         let gelu = self.activation == Activation::GeluTanh;
         let launches = match &self.rotation {
@@ -87,12 +80,45 @@ impl CustomOp2 for Gated {
             }
             None => vec![metal::gated(gates.len(), gelu)],
         };
-        let y = device::run(self.name(), gate.device(), &launches, &[], &inputs, gates.len())?;
+        let y = device::run(NAME, gate.device(), &launches, &[], &inputs, gates.len())?;
         Ok((y, gate_layout.shape().clone()))
     }
 }
 
 impl Gated {
+    /// The op of a single row on the CPU, into `y`.
+    ///
+    /// # Errors
+    /// When the three differ in length, or the rotation is for another.
+    pub fn row(&self, gate: &[f32], up: &[f32], y: &mut [f32]) -> Result<()> {
+        let cols = y.len();
+        let fits = self.rotation.as_ref().is_none_or(|rotation| rotation.cols() == cols);
+        if gate.len() != cols || up.len() != cols || !fits {
+            let message =
+                format!("{NAME}: {}, {} and {cols} differ, or the rotation's size", gate.len(), up.len());
+            return Err(candle_core::Error::Msg(message).bt());
+        }
+        // One thread's values are whole blocks of the rotation, and whole words of its signs.
+        let block = self.rotation.as_ref().map_or(1, |rotation| rotation.block()).max(64);
+        let chunk = block * CHUNK.div_ceil(block);
+        if self.rotation.as_ref().is_none_or(|rotation| rotation.block() >= 64) {
+            team::for_each_chunk(y, chunk, |i, y| {
+                let at = i * chunk..i * chunk + y.len();
+                self.alone(&gate[at.clone()], &up[at], i * chunk, y);
+            });
+        } else {
+            self.alone(gate, up, 0, y);
+        }
+        Ok(())
+    }
+
+    /// The values from `first` on of a row, where whole blocks of the rotation begin and end.
+    fn alone(&self, gate: &[f32], up: &[f32], first: usize, y: &mut [f32]) {
+        y.copy_from_slice(gate);
+        multiply(self.activation, y, up);
+        self.rotation.iter().for_each(|rotation| rotation.apply_from(first, y));
+    }
+
     /// The columns of two operands that fit each other and the rotation.
     fn check(&self, gate: &Layout, up: &Layout) -> Result<usize> {
         let cols = gate.dims().last().copied().unwrap_or(0);
@@ -101,7 +127,7 @@ impl Gated {
             return Ok(cols);
         }
         let message =
-            format!("{}: {:?} and {:?} differ, or the rotation's size", self.name(), gate.dims(), up.dims());
+            format!("{}: {:?} and {:?} differ, or the rotation's size", NAME, gate.dims(), up.dims());
         Err(candle_core::Error::Msg(message).bt())
     }
 }

@@ -4,8 +4,9 @@
 use super::{rows_of, with_last_dim};
 use crate::{
     Packed,
-    arch::{self, Panel},
+    arch::{self, Panel, PanelDot},
     scheme::{PANEL_COLS, PANEL_ROWS},
+    team,
 };
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape};
 use rayon::prelude::*;
@@ -55,19 +56,35 @@ impl CustomOp1 for MatMul {
 }
 
 /// `y [batch, rows]` for `x [batch, cols]`, parallel over panels of rows.
-pub(super) fn matmul(w: &Packed, x: &[f32], batch: usize) -> crate::Result<Vec<f32>> {
+fn matmul(w: &Packed, x: &[f32], batch: usize) -> crate::Result<Vec<f32>> {
     let panel_dot = arch::kernels()?.panel_dot;
-    // Computed as y^T [rows, batch], so that each panel of rows owns one run of memory.
-    let mut transposed = vec![0.0; w.rows() * batch];
-    if batch > 0 {
-        transposed.par_chunks_mut(PANEL_ROWS * batch).enumerate().for_each(|(i, y)| {
-            w.for_each_panel(i * PANEL_ROWS, |cols, weights| {
-                let (width, x) = (cols.len(), &x[cols.start..]);
-                panel_dot(Panel { weights, stride: PANEL_COLS, width, x, x_stride: w.cols(), batch }, y);
-            });
-        });
+    let mut y = vec![0.0; w.rows() * batch];
+    if batch <= 1 {
+        multiply(w, &x[..w.cols() * batch], &mut y)?;
+        return Ok(y);
     }
-    Ok(if batch > 1 { transpose(&transposed, batch) } else { transposed })
+    // Computed as y^T [rows, batch], so that each panel of rows owns one run of memory.
+    y.par_chunks_mut(PANEL_ROWS * batch).enumerate().for_each(|(i, y)| panel(panel_dot, w, i, x, batch, y));
+    Ok(transpose(&y, batch))
+}
+
+/// `y [rows] = W x` for one input.
+///
+/// # Errors
+/// As [`arch::kernels`].
+pub(crate) fn multiply(w: &Packed, x: &[f32], y: &mut [f32]) -> crate::Result<()> {
+    let panel_dot = arch::kernels()?.panel_dot;
+    y.fill(0.0);
+    team::for_each_chunk(y, PANEL_ROWS, |i, y| panel(panel_dot, w, i, x, 1, y));
+    Ok(())
+}
+
+/// Adds the products of panel `i` with all inputs to `y [rows of the panel, batch]`.
+fn panel(panel_dot: PanelDot, w: &Packed, i: usize, x: &[f32], batch: usize, y: &mut [f32]) {
+    w.for_each_panel(i * PANEL_ROWS, |cols, weights| {
+        let (width, x) = (cols.len(), &x[cols.start..]);
+        panel_dot(Panel { weights, stride: PANEL_COLS, width, x, x_stride: w.cols(), batch }, y);
+    });
 }
 
 /// `y [batch, rows]` for a large batch `x [batch, cols]`: blocks of rows are decoded, then multiplied by a

@@ -40,7 +40,7 @@ impl CustomOp1 for MatVec {
         let kernels = arch::kernels().map_err(Error::wrap)?;
         let rows = self.weights.iter().map(Packed::rows).sum();
         let mut y = vec![0.0; rows];
-        matvec(&kernels, &self.weights, &self.input, &mut y);
+        matvec(&kernels, &self.weights.iter().collect::<Vec<_>>(), &self.input, &mut y);
         Ok((CpuStorage::F32(y), with_last_dim(layout, rows)))
     }
 }
@@ -51,13 +51,13 @@ impl CustomOp1 for MatVec {
 ///
 /// # Panics
 /// When a scheme is not one of integers, or `x` or `y` has another length.
-pub fn matvec(kernels: &Kernels, weights: &[Packed], x: &QuantizedInput, y: &mut [f32]) {
-    let rows = weights.iter().map(Packed::rows).sum::<usize>();
+pub fn matvec(kernels: &Kernels, weights: &[&Packed], x: &QuantizedInput, y: &mut [f32]) {
+    let rows = weights.iter().map(|w| w.rows()).sum::<usize>();
     assert!(y.len() == rows && weights.iter().all(|w| x.scales().len() == w.cols().div_ceil(GROUP)));
     let strips = |w: &Packed| w.rows().div_ceil(PANEL_ROWS);
     let y = Disjoint::new(y);
-    team::for_each(weights.iter().map(strips).sum(), |mut strip| {
-        let (mut weights, mut before) = (weights.iter(), 0);
+    team::for_each(weights.iter().map(|w| strips(w)).sum(), |mut strip| {
+        let (mut weights, mut before) = (weights.iter().copied(), 0);
         let w = loop {
             let w = weights.next().expect("fewer strips than this");
             if strip < strips(w) {
@@ -122,7 +122,7 @@ mod tests {
             };
             for kernels in arch::available() {
                 let mut y = vec![f32::NAN; rows];
-                matvec(&kernels, std::slice::from_ref(&weight), &inputs[0], &mut y);
+                matvec(&kernels, &[&weight], &inputs[0], &mut y);
                 check(kernels.isa, &y, &expected)?;
                 if let Some(panels) = kernels.panels {
                     let mut y = vec![f32::NAN; batch * rows];

@@ -2,6 +2,10 @@
 //!
 //! Each op is one file with its CPU implementation and, behind the feature `metal`, that for Apple's GPUs beside it. Where
 //! an op has none for a device, Candle's defaults answer, with an error that names the op.
+//!
+//! What a step of decoding does on the CPU is there without tensors as well, over slices that the caller keeps: [`norm_in_place`],
+//! [`SplitHeads::in_place`], [`Attention::single`], [`Gated::row`], and [`Weight::forward_single`](crate::Weight::forward_single). An op and
+//! its function over slices are one computation, with results equal to the bit.
 
 mod attention;
 mod dense_attention;
@@ -19,20 +23,22 @@ mod sparse;
 mod split_heads;
 mod transposed;
 
-pub use attention::Attention;
+pub use attention::{Attention, AttentionBuffers};
 pub use dense_attention::DenseAttention;
 pub use device_attention::DeviceAttention;
 pub use gated::{Activation, Gated};
 pub use gather::Gather;
 pub use matmat::{MatMat, matmat};
 pub use matmul::MatMul;
+pub(crate) use matmul::multiply;
 pub use matvec::{MatVec, matvec};
-pub use norm::{Norm, RmsScale};
+pub use norm::{Added, Norm, RmsScale, norm_in_place};
 pub use products::Products;
 pub use rotate::Rotate;
 pub use sparse::SparseMatMul;
 pub use split_heads::SplitHeads;
 pub use transposed::TransposedMatMul;
+pub(crate) use transposed::multiply_transposed;
 
 use candle_core::{CpuStorage, DType, Error, Layout, Result, Storage, Tensor};
 use std::ops::{Deref, Range};
@@ -191,6 +197,17 @@ fn storage_dtype(storage: &CpuStorage) -> DType {
     storage.dtype()
 }
 
+/// `y <- y + values`, for `values` f32 on the CPU, as many as `y` has.
+///
+/// # Errors
+/// When there are not so many.
+pub fn add_in_place(y: &mut [f32], values: &Tensor) -> Result<()> {
+    let values = FloatsOf::new(values);
+    let values = values.get("squish-add", y.len())?;
+    y.iter_mut().zip(values).for_each(|(y, value)| *y += value);
+    Ok(())
+}
+
 /// The shape of the input with its last dimension replaced.
 fn with_last_dim(layout: &Layout, last: usize) -> candle_core::Shape {
     let mut dims = layout.dims().to_vec();
@@ -200,5 +217,7 @@ fn with_last_dim(layout: &Layout, last: usize) -> candle_core::Shape {
     dims.into()
 }
 
+#[cfg(test)]
+mod slices_tests;
 #[cfg(test)]
 mod tests;

@@ -13,6 +13,8 @@ use {
     candle_core::{MetalStorage, backend::BackendStorage},
 };
 
+const NAME: &str = "squish-norm";
+
 /// Rows from which on several threads are worth waking.
 const MANY: usize = 4;
 
@@ -44,53 +46,45 @@ pub struct Norm<'a> {
 
 impl CustomOp1 for Norm<'_> {
     fn name(&self) -> &'static str {
-        "squish-norm"
+        NAME
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let cols = self.check(layout)?;
-        let (x, rows) = rows_of(self.name(), storage, layout, cols)?;
+        let (x, rows) = rows_of(NAME, storage, layout, cols)?;
         let factor = FloatsOf::new(self.scale.factor);
-        let factor = factor.get(self.name(), cols)?;
-        let rotate = |y: &mut [f32]| match &self.rotation {
-            Some(rotation) if rows == 1 => rotation.apply_together(y),
-            Some(rotation) => rotation.apply(y),
-            None => {}
+        let after = self.added.and_then(|(_, after)| after);
+        let after_factor = after.map(|after| FloatsOf::new(after.factor));
+        let row = Row {
+            scale: (factor.get(NAME, cols)?, self.scale.eps),
+            added: match (&self.added, after, &after_factor) {
+                (None, ..) => Added::Nothing,
+                (Some(_), Some(after), Some(factor)) => Added::Normed((factor.get(NAME, cols)?, after.eps)),
+                (Some(_), ..) => Added::AsItIs,
+            },
+            rotation: self.rotation.as_deref(),
+            alone: rows == 1,
         };
-        let Some((added, after)) = &self.added else {
-            let mut y = x.to_vec();
-            for_each_row(&mut y, cols, |_, y| {
-                scale(y, factor, self.scale.eps);
-                rotate(y);
+        let Some((added, _)) = self.added else {
+            let mut y = vec![0.0; x.len()];
+            // Nothing is added to the stream, so that it is not written to.
+            for_each_row(&mut y, cols, |i, y| {
+                y.copy_from_slice(&x[i * cols..][..cols]);
+                row.finish(y);
             });
             return Ok((CpuStorage::F32(y), layout.shape().clone()));
         };
         let added = FloatsOf::new(added);
-        let added = added.get(self.name(), x.len())?;
-        let after_factor = after.map(|after| FloatsOf::new(after.factor));
-        let after = match (after, &after_factor) {
-            (Some(after), Some(factor)) => Some((factor.get(self.name(), cols)?, after.eps)),
-            _ => None,
-        };
-        let mut y = vec![0.0; 2 * x.len()];
+        let added = added.get(NAME, x.len())?;
+        let mut y = Vec::with_capacity(2 * x.len());
+        y.extend_from_slice(added);
+        y.extend_from_slice(x);
         let (normed, sums) = y.split_at_mut(x.len());
-        let work = |i: usize, normed: &mut [f32], sum: &mut [f32]| {
-            let at = i * cols..(i + 1) * cols;
-            sum.copy_from_slice(&added[at.clone()]);
-            if let Some((factor, eps)) = after {
-                scale(sum, factor, eps);
-            }
-            sum.iter_mut().zip(&x[at]).for_each(|(sum, x)| *sum += x);
-            normed.copy_from_slice(sum);
-            scale(normed, factor, self.scale.eps);
-            rotate(normed);
-        };
         if rows < MANY {
-            let rows = normed.chunks_mut(cols).zip(sums.chunks_mut(cols)).enumerate();
-            rows.for_each(|(i, (normed, sum))| work(i, normed, sum));
+            normed.chunks_mut(cols).zip(sums.chunks_mut(cols)).for_each(|(y, stream)| row.apply(stream, y));
         } else {
-            let rows = normed.par_chunks_mut(cols).zip(sums.par_chunks_mut(cols)).enumerate();
-            rows.for_each(|(i, (normed, sum))| work(i, normed, sum));
+            let rows = normed.par_chunks_mut(cols).zip(sums.par_chunks_mut(cols));
+            rows.for_each(|(y, stream)| row.apply(stream, y));
         }
         Ok((CpuStorage::F32(y), self.shape(layout)))
     }
@@ -98,7 +92,7 @@ impl CustomOp1 for Norm<'_> {
     #[cfg(feature = "metal")]
     fn metal_fwd(&self, storage: &MetalStorage, layout: &Layout) -> Result<(MetalStorage, Shape)> {
         let cols = self.check(layout)?;
-        let (x, rows) = super::rows_in(self.name(), storage.dtype(), layout, cols)?;
+        let (x, rows) = super::rows_in(NAME, storage.dtype(), layout, cols)?;
         let sum = match &self.added {
             None => metal::Sum::Nothing,
             Some((_, None)) => metal::Sum::Added,
@@ -112,11 +106,11 @@ impl CustomOp1 for Norm<'_> {
         let held: Vec<_> = operands.iter().map(|(tensor, _)| FloatsOf::new(tensor)).collect();
         let mut inputs = vec![(storage, x.start)];
         for (held, (_, count)) in held.iter().zip(&operands) {
-            inputs.push(held.on_metal(self.name(), *count)?);
+            inputs.push(held.on_metal(NAME, *count)?);
         }
         let launches = metal::norm(cols, rows, sum, self.scale.eps, self.rotation.as_deref());
         let shape = self.shape(layout);
-        let y = device::run(self.name(), storage.device(), &launches, &[], &inputs, shape.elem_count())?;
+        let y = device::run(NAME, storage.device(), &launches, &[], &inputs, shape.elem_count())?;
         Ok((y, shape))
     }
 }
@@ -128,7 +122,7 @@ impl Norm<'_> {
         if cols > 0 && self.rotation.as_ref().is_none_or(|rotation| rotation.cols() == cols) {
             return Ok(cols);
         }
-        let message = format!("{}: the rotation is not for rows of {:?}", self.name(), layout.dims());
+        let message = format!("{}: the rotation is not for rows of {:?}", NAME, layout.dims());
         Err(Error::Msg(message).bt())
     }
 
@@ -139,6 +133,82 @@ impl Norm<'_> {
             dims.insert(0, 2);
         }
         dims.into()
+    }
+}
+
+/// What a layer has left to be added to the residual stream.
+#[derive(Debug, Clone, Copy)]
+pub enum Added<N> {
+    /// Nothing.
+    Nothing,
+    /// Its output as it is.
+    AsItIs,
+    /// Its output under this norm.
+    Normed(N),
+}
+
+/// [`Norm`] of a single row on the CPU, in place: `y`, what a layer has left, is added to the `stream` first, and is the norm of the
+/// sum afterwards.
+///
+/// # Errors
+/// When the scales or the rotation are for another size.
+pub fn norm_in_place(
+    stream: &mut [f32],
+    y: &mut [f32],
+    added: Added<RmsScale>,
+    scale: RmsScale,
+    rotation: Option<&Rotation>,
+) -> Result<()> {
+    let cols = stream.len();
+    if y.len() != cols || rotation.is_some_and(|rotation| rotation.cols() != cols) {
+        let message = format!("{NAME}: the rotation or a row of {} is not for one of {cols}", y.len());
+        return Err(Error::Msg(message).bt());
+    }
+    let factor = FloatsOf::new(scale.factor);
+    let after;
+    let added = match added {
+        Added::Nothing => Added::Nothing,
+        Added::AsItIs => Added::AsItIs,
+        Added::Normed(scale) => {
+            after = FloatsOf::new(scale.factor);
+            Added::Normed((after.get(NAME, cols)?, scale.eps))
+        }
+    };
+    Row { scale: (factor.get(NAME, cols)?, scale.eps), added, rotation, alone: true }.apply(stream, y);
+    Ok(())
+}
+
+/// What is done to a row.
+struct Row<'a> {
+    /// The factor, and what is added to the mean square.
+    scale: (&'a [f32], f32),
+    added: Added<(&'a [f32], f32)>,
+    rotation: Option<&'a Rotation>,
+    /// Whether several threads may work on it.
+    alone: bool,
+}
+
+impl Row<'_> {
+    /// Adds `y` to the stream and makes it the norm of that.
+    fn apply(&self, stream: &mut [f32], y: &mut [f32]) {
+        if let Added::Normed((factor, eps)) = self.added {
+            scale(y, factor, eps);
+        }
+        if !matches!(self.added, Added::Nothing) {
+            stream.iter_mut().zip(&*y).for_each(|(x, y)| *x += y);
+        }
+        y.copy_from_slice(stream);
+        self.finish(y);
+    }
+
+    /// Makes `y` its own norm.
+    fn finish(&self, y: &mut [f32]) {
+        scale(y, self.scale.0, self.scale.1);
+        match self.rotation {
+            Some(rotation) if self.alone => rotation.apply_together(y),
+            Some(rotation) => rotation.apply(y),
+            None => {}
+        }
     }
 }
 

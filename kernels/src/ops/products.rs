@@ -1,6 +1,6 @@
 //! Several products of one input, in f32.
 
-use super::{matmul::matmul, rows_of};
+use super::{matmul::multiply, rows_of};
 use crate::Packed;
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape};
 #[cfg(feature = "metal")]
@@ -25,9 +25,12 @@ impl CustomOp1 for Products {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let cols = self.check(layout)?;
         let (x, _) = rows_of(self.name(), storage, layout, cols)?;
-        let mut y = Vec::new();
+        let mut y = vec![0.0; self.0.iter().map(Packed::rows).sum()];
+        let mut rest = &mut y[..];
         for w in &self.0 {
-            y.extend(matmul(w, x, 1).map_err(Error::wrap)?);
+            let (part, after) = std::mem::take(&mut rest).split_at_mut(w.rows());
+            multiply(w, x, part).map_err(Error::wrap)?;
+            rest = after;
         }
         let shape = (1, y.len()).into();
         Ok((CpuStorage::F32(y), shape))

@@ -8,7 +8,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::sync::Arc;
 
 /// A matrix with random codes and scales of sane size.
-fn random(name: &str, rows: usize, cols: usize, group: usize, rng: &mut StdRng) -> Packed {
+pub(super) fn random(name: &str, rows: usize, cols: usize, group: usize, rng: &mut StdRng) -> Packed {
     use scheme::PartType::*;
     let scheme = scheme::by_name(name).unwrap();
     let parts = Packed::layout(scheme, rows, cols, group).unwrap();
@@ -28,7 +28,7 @@ fn random(name: &str, rows: usize, cols: usize, group: usize, rng: &mut StdRng) 
     Packed::new(scheme, rows, cols, group, parts.collect()).unwrap()
 }
 
-fn input(batch: usize, cols: usize, rng: &mut StdRng) -> Vec<f32> {
+pub(super) fn input(batch: usize, cols: usize, rng: &mut StdRng) -> Vec<f32> {
     (0..batch * cols).map(|_| rng.random_range(-1.0..1.0)).collect()
 }
 
@@ -91,11 +91,9 @@ fn unaligned_widths_of_unquantised_matrices() {
     }
 }
 
-/// A weight with everything: rotated, with a low-rank and a sparse correction.
-#[test]
-fn a_corrected_weight_multiplies_and_gathers_as_its_rows_say() {
-    let (rows, cols, batch) = (128, 192, 3);
-    let rng = &mut StdRng::seed_from_u64(7);
+/// A matrix of more than 191 columns with a low-rank and a sparse correction.
+pub(super) fn corrected(packed: Packed, rng: &mut StdRng) -> Weight {
+    let (rows, cols) = (packed.rows(), packed.cols());
     let low_rank =
         LowRank::new(random("int4r", 4, rows, 64, rng), random("int4r", 4, cols, 64, rng)).unwrap();
     let le = |v: &[u32]| v.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into();
@@ -107,13 +105,17 @@ fn a_corrected_weight_multiplies_and_gathers_as_its_rows_say() {
         le(&offsets),
         [5u16, 191].iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into(),
         [half::f16::ONE; 2].iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>().into(),
-    )
-    .unwrap();
-    let weight = Weight::from(random("nf2", rows, cols, 64, rng))
-        .with_rotation(Arc::new(Rotation::new(cols, 64, 9).unwrap()))
-        .and_then(|w| w.with_low_rank(low_rank))
-        .and_then(|w| w.with_sparse(sparse))
-        .unwrap();
+    );
+    Weight::from(packed).with_low_rank(low_rank).and_then(|w| w.with_sparse(sparse.unwrap())).unwrap()
+}
+
+/// A weight with everything: rotated, with a low-rank and a sparse correction.
+#[test]
+fn a_corrected_weight_multiplies_and_gathers_as_its_rows_say() {
+    let (rows, cols, batch) = (128, 192, 3);
+    let rng = &mut StdRng::seed_from_u64(7);
+    let packed = random("nf2", rows, cols, 64, rng);
+    let weight = corrected(packed, rng).with_rotation(Arc::new(Rotation::new(cols, 64, 9).unwrap())).unwrap();
     let mut dense = vec![0.0; rows * cols];
     for (r, row) in dense.chunks_mut(cols).enumerate() {
         weight.row(r, row);

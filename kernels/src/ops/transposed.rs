@@ -24,13 +24,8 @@ impl CustomOp1 for TransposedMatMul {
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (rank, cols) = (self.0.rows(), self.0.cols());
         let (z, batch) = rows_of(self.name(), storage, layout, rank)?;
-        let (mut y, mut row) = (vec![0.0; batch * cols], vec![0.0; cols]);
-        for r in 0..rank {
-            self.0.decode_row(r, &mut row);
-            for (z, y) in z.chunks_exact(rank).zip(y.chunks_exact_mut(cols)) {
-                y.iter_mut().zip(&row).for_each(|(y, w)| *y += z[r] * w);
-            }
-        }
+        let mut y = vec![0.0; batch * cols];
+        multiply_transposed(&self.0, z, &mut vec![0.0; cols], &mut y);
         Ok((CpuStorage::F32(y), with_last_dim(layout, cols)))
     }
 
@@ -42,5 +37,16 @@ impl CustomOp1 for TransposedMatMul {
         let count = batch * self.0.cols();
         let y = device::run(self.name(), device, &[launch], &[parts], &[(storage, z.start)], count)?;
         Ok((y, with_last_dim(layout, self.0.cols())))
+    }
+}
+
+/// `y [batch, cols] = z [batch, rank] L`, for which each row of `L` is decoded into `row`.
+pub(crate) fn multiply_transposed(l: &Packed, z: &[f32], row: &mut [f32], y: &mut [f32]) {
+    y.fill(0.0);
+    for r in 0..l.rows() {
+        l.decode_row(r, row);
+        for (z, y) in z.chunks_exact(l.rows()).zip(y.chunks_exact_mut(l.cols())) {
+            y.iter_mut().zip(&*row).for_each(|(y, w)| *y += z[r] * w);
+        }
     }
 }

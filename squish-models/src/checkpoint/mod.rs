@@ -158,6 +158,11 @@ impl Checkpoint {
         self.observer = observer;
     }
 
+    /// Whether they show them to anybody.
+    pub(crate) fn is_observed(&self) -> bool {
+        self.observer.is_some()
+    }
+
     /// Where a stored tensor lies: its shard and its entry there.
     ///
     /// # Errors

@@ -1,9 +1,12 @@
 //! Causal grouped-query attention (Ainslie et al. 2023) with a KV cache, over all positions or a sliding window of them.
 
-use super::{Linear, NormStyle, RmsNorm, RotaryTable};
+use super::{Linear, NormStyle, RmsNorm, RotaryAngles, RotaryTable};
 use crate::{Result, checkpoint::Tensors, kv_cache::LayerCache};
 use candle_core::{Device, Tensor};
-use squish_kernels::{Input, Rotation, ops::SplitHeads};
+use squish_kernels::{
+    Input, Rotation, SingleInput,
+    ops::{AttentionBuffers, SplitHeads},
+};
 use std::sync::Arc;
 
 /// Head counts and sizes, and what a family adds to the scheme.
@@ -77,9 +80,49 @@ impl Attention {
         rotary: &RotaryTable,
         cache: &mut LayerCache,
     ) -> candle_core::Result<Tensor> {
-        let AttentionShape { heads, kv_heads, head_dim, window, .. } = self.shape;
         let [q, k, v] = Linear::products([&self.q, &self.k, &self.v], x)?;
-        let split = SplitHeads {
+        let split = self.split(rotary.cos(), rotary.sin());
+        let q = cache.append_heads(&split, [&q, &k, &v], self.shape.window)?;
+        let (scale, softcap) = self.scores();
+        let y = cache.attend(&q, scale, softcap)?;
+        cache.prune();
+        self.o.forward(&Input::new(y))
+    }
+
+    /// [`forward`](Self::forward) of one position on the CPU without tensors: `x` is the layer's input before, its output after.
+    ///
+    /// # Errors
+    /// When sizes do not fit; the cache is then as it was.
+    pub fn decode(
+        &self,
+        x: &mut SingleInput,
+        rotary: &RotaryAngles,
+        cache: &mut LayerCache,
+        workspace: &mut AttentionWorkspace,
+    ) -> candle_core::Result<()> {
+        let AttentionShape { heads, kv_heads, head_dim, window, .. } = self.shape;
+        let AttentionWorkspace { qkv, mixed, buffers } = workspace;
+        qkv.resize((heads + 2 * kv_heads) * head_dim, 0.0);
+        Linear::decode_products([&self.q, &self.k, &self.v], x, qkv)?;
+        self.split(&rotary.cos[..], &rotary.sin[..]).in_place(qkv)?;
+        let (q, kv) = qkv.split_at_mut(heads * head_dim);
+        let (k, v) = kv.split_at_mut(kv_heads * head_dim);
+        cache.append_single(k, v, head_dim, window)?;
+        cache.attend_single(q, self.scores(), buffers, mixed.renew(heads * head_dim, None))?;
+        cache.prune();
+        self.o.decode(mixed, x.renew(self.shape.hidden_size, None))
+    }
+
+    /// Factor and cap of the scores.
+    fn scores(&self) -> (f32, Option<f32>) {
+        let AttentionShape { score_scale, score_cap, .. } = self.shape;
+        (score_scale as f32, score_cap.map(|cap| cap as f32))
+    }
+
+    /// What heads go through, with this table of cosines and sines.
+    fn split<T>(&self, cos: T, sin: T) -> SplitHeads<'_, T> {
+        let AttentionShape { heads, kv_heads, head_dim, .. } = self.shape;
+        SplitHeads {
             heads,
             kv_heads,
             head_dim,
@@ -88,14 +131,18 @@ impl Attention {
                 _ => None,
             },
             norms: self.head_norms.as_ref().map(|(q, k)| [q.scale(), k.scale()]),
-            cos: rotary.cos(),
-            sin: rotary.sin(),
-        };
-        let q = cache.append_heads(&split, [&q, &k, &v], window)?;
-        let scale = self.shape.score_scale as f32;
-        let softcap = self.shape.score_cap.map(|cap| cap as f32);
-        let y = cache.attend(&q, scale, softcap)?;
-        cache.prune();
-        self.o.forward(&Input::new(y))
+            cos,
+            sin,
+        }
     }
+}
+
+/// Buffers of an attention layer for one position.
+#[derive(Debug, Default)]
+pub struct AttentionWorkspace {
+    /// Queries, keys and values, one after the other.
+    qkv: Vec<f32>,
+    /// What the heads have found.
+    mixed: SingleInput,
+    buffers: AttentionBuffers,
 }

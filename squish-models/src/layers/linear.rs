@@ -2,7 +2,7 @@
 
 use crate::{Result, checkpoint::Tensors};
 use candle_core::{Device, Tensor};
-use squish_kernels::{Input, Rotation, Weight};
+use squish_kernels::{Input, Rotation, SingleInput, Weight, ops};
 use std::sync::Arc;
 
 /// Sees the inputs of the linears of a model that was loaded from a checkpoint with
@@ -91,6 +91,35 @@ impl Linear {
         let products = Weight::forward_together(&linears.map(|linear| &linear.weight), x)?;
         Ok(products.try_into().expect("an output for each linear"))
     }
+
+    /// [`Linear::forward`] of one position on the CPU without tensors, into `y [out_features]`. Nobody sees the input.
+    ///
+    /// # Errors
+    /// When sizes do not fit.
+    pub fn decode(&self, x: &mut SingleInput, y: &mut [f32]) -> candle_core::Result<()> {
+        Weight::forward_single([&self.weight], x, y)?;
+        match &self.bias {
+            Some(bias) => ops::add_in_place(y, bias),
+            None => Ok(()),
+        }
+    }
+
+    /// [`Linear::products`] of one position on the CPU without tensors, one after the other into `y`. Nobody sees the input.
+    ///
+    /// # Errors
+    /// When sizes do not fit.
+    pub fn decode_products<const N: usize>(
+        linears: [&Self; N],
+        x: &mut SingleInput,
+        y: &mut [f32],
+    ) -> candle_core::Result<()> {
+        Weight::forward_single(linears.map(|linear| &linear.weight), x, y)
+    }
+
+    /// Output features.
+    pub fn out_features(&self) -> usize {
+        self.weight.rows()
+    }
 }
 
 /// The token embedding, and the output head where the two are tied.
@@ -116,6 +145,11 @@ impl Embedding {
     /// When an id is not in the vocabulary.
     pub fn forward(&self, ids: &Tensor) -> candle_core::Result<Tensor> {
         self.weight.gather(ids)
+    }
+
+    /// The row of an id that is in the vocabulary, into `x [hidden_size]`, on the CPU.
+    pub fn row(&self, id: u32, x: &mut [f32]) {
+        self.weight.row(id as usize, x);
     }
 
     /// The same matrix as an output head.

@@ -4,7 +4,7 @@ use super::Linear;
 use crate::{Result, checkpoint::Tensors};
 use candle_core::{Device, Tensor};
 pub use squish_kernels::ops::Activation;
-use squish_kernels::{Input, Rotation, ops::Gated};
+use squish_kernels::{Input, Rotation, SingleInput, ops::Gated};
 use std::sync::Arc;
 
 /// `down(activation(gate(x)) * up(x))`.
@@ -53,4 +53,29 @@ impl GatedMlp {
         let gated = gate.apply_op2_no_bwd(&up, &op)?;
         self.down.forward(&Input::rotated_by(rotation, gated))
     }
+
+    /// [`forward`](Self::forward) of one position on the CPU without tensors: `x` is the layer's input before, its output after.
+    ///
+    /// # Errors
+    /// When sizes do not fit.
+    pub fn decode(&self, x: &mut SingleInput, workspace: &mut MlpWorkspace) -> candle_core::Result<()> {
+        let MlpWorkspace { gate_up, gated } = workspace;
+        let inner = self.gate.out_features();
+        gate_up.resize(2 * inner, 0.0);
+        Linear::decode_products([&self.gate, &self.up], x, gate_up)?;
+        let (gate, up) = gate_up.split_at(inner);
+        let rotation = Linear::rotation([&self.down]);
+        let op = Gated { activation: self.activation, rotation: rotation.clone() };
+        op.row(gate, up, gated.renew(inner, rotation))?;
+        self.down.decode(gated, x.renew(self.down.out_features(), None))
+    }
+}
+
+/// Buffers of an MLP layer for one position.
+#[derive(Debug, Default)]
+pub struct MlpWorkspace {
+    /// Gate and up, one after the other.
+    gate_up: Vec<f32>,
+    /// Their gated product.
+    gated: SingleInput,
 }

@@ -1,6 +1,7 @@
 //! The parts that architectures are made of.
 //!
-//! Activations are f32 tensors `[positions, features]` of one sequence.
+//! Activations are f32 tensors `[positions, features]` of one sequence. For a single position on the CPU each layer has a `decode` (a norm
+//! its `of_layer`) over buffers as well, with the same results to the bit.
 
 mod attention;
 mod linear;
@@ -8,8 +9,8 @@ mod mlp;
 mod norm;
 mod rotary;
 
-pub use attention::{Attention, AttentionShape};
+pub use attention::{Attention, AttentionShape, AttentionWorkspace};
 pub use linear::{Embedding, Linear, Observer};
-pub use mlp::{Activation, GatedMlp};
+pub use mlp::{Activation, GatedMlp, MlpWorkspace};
 pub use norm::{NormStyle, RmsNorm, Stream};
-pub use rotary::{Rope, RopeScaling, Rotary, RotaryTable};
+pub use rotary::{Rope, RopeScaling, Rotary, RotaryAngles, RotaryTable};

@@ -3,8 +3,8 @@
 use crate::{Result, checkpoint::Tensors};
 use candle_core::{Device, Tensor};
 use squish_kernels::{
-    Input, Rotation,
-    ops::{Norm, RmsScale},
+    Input, Rotation, SingleInput,
+    ops::{self, Added, Norm, RmsScale},
 };
 use std::sync::Arc;
 
@@ -100,5 +100,26 @@ impl RmsNorm {
         let both = stream.x.apply_op1_no_bwd(&op)?;
         let (x, normed) = if sums { (both.get(1)?, both.get(0)?) } else { (stream.x.clone(), both) };
         Ok((Stream { x, added: None }, Input::rotated_by(op.rotation, normed)))
+    }
+
+    /// [`of_stream`](Self::of_stream) for one position on the CPU without tensors: what the layer before has left is added to the
+    /// `stream`, and `layer` is then the next one's input, in this rotation.
+    ///
+    /// # Errors
+    /// When sizes do not fit.
+    pub fn of_layer(
+        &self,
+        stream: &mut [f32],
+        layer: &mut SingleInput,
+        added: Added<&Self>,
+        rotation: Option<Arc<Rotation>>,
+    ) -> candle_core::Result<()> {
+        let added = match added {
+            Added::Nothing => Added::Nothing,
+            Added::AsItIs => Added::AsItIs,
+            Added::Normed(norm) => Added::Normed(norm.scale()),
+        };
+        let y = layer.renew(stream.len(), rotation.clone());
+        ops::norm_in_place(stream, y, added, self.scale(), rotation.as_deref())
     }
 }

@@ -122,6 +122,15 @@ pub struct RotaryTable {
     sin: Tensor,
 }
 
+/// Cosines and sines `[head_dim / 2]` for a single position.
+#[derive(Debug, Default)]
+pub struct RotaryAngles {
+    /// Cosines.
+    pub cos: Vec<f32>,
+    /// Sines.
+    pub sin: Vec<f32>,
+}
+
 impl Rotary {
     /// Frequencies for an even `head_dim`, in a model whose configuration says `max_position_embeddings`.
     pub fn new(head_dim: usize, rope: &Rope, max_position_embeddings: usize) -> Self {
@@ -178,13 +187,23 @@ impl Rotary {
     /// # Errors
     /// When a tensor cannot be made.
     pub fn table(&self, start: usize, n: usize, device: &Device) -> Result<RotaryTable> {
-        let angles = || (start..start + n).flat_map(|p| self.frequencies.iter().map(move |f| p as f32 * f));
-        let amplitude = self.amplitude as f32;
-        let table = |f: fn(f32) -> f32| {
-            let values: Vec<f32> = angles().map(|angle| f(angle) * amplitude).collect();
-            Tensor::from_vec(values, (n, self.frequencies.len()), device)
-        };
+        let values = |f| (start..start + n).flat_map(|position| self.values(position, f)).collect();
+        let table = |f| Tensor::from_vec(values(f), (n, self.frequencies.len()), device);
         Ok(RotaryTable { cos: table(f32::cos)?, sin: table(f32::sin)? })
+    }
+
+    /// The table for one position, in the place of what was held.
+    pub fn angles(&self, position: usize, held: &mut RotaryAngles) {
+        held.cos.clear();
+        held.sin.clear();
+        held.cos.extend(self.values(position, f32::cos));
+        held.sin.extend(self.values(position, f32::sin));
+    }
+
+    /// Cosines or sines of a position.
+    fn values(&self, position: usize, f: fn(f32) -> f32) -> impl Iterator<Item = f32> {
+        let amplitude = self.amplitude as f32;
+        self.frequencies.iter().map(move |frequency| f(position as f32 * frequency) * amplitude)
     }
 }
 

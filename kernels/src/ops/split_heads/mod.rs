@@ -2,9 +2,9 @@
 
 use super::{FloatsOf, RmsScale, norm, rows_of};
 use crate::kv::DeviceHistory;
-use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp3, Error, Layout, Result, Shape, Storage, Tensor};
 use rayon::prelude::*;
-use std::ops::Range;
+use std::ops::{Deref, Range};
 #[cfg(feature = "metal")]
 use {
     super::rows_in,
@@ -22,8 +22,10 @@ const MANY: usize = 1 << 15;
 /// ```text
 /// (a, b) <- (a cos[p, i] - b sin[p, i], a sin[p, i] + b cos[p, i])
 /// ```
+///
+/// The table of cosines and sines is tensors, or slices for a single position in place.
 #[derive(Debug, Clone, Copy)]
-pub struct SplitHeads<'a> {
+pub struct SplitHeads<'a, T = &'a Tensor> {
     /// Query heads.
     pub heads: usize,
     /// Key and value heads.
@@ -35,9 +37,29 @@ pub struct SplitHeads<'a> {
     /// Norms of queries and keys, with the same `eps`.
     pub norms: Option<[RmsScale<'a>; 2]>,
     /// Cosines `[n, head_dim / 2]`.
-    pub cos: &'a Tensor,
+    pub cos: T,
     /// Sines.
-    pub sin: &'a Tensor,
+    pub sin: T,
+}
+
+impl SplitHeads<'_, &[f32]> {
+    /// The heads of a single position on the CPU, in place: `qkv [(heads + 2 kv_heads) * head_dim]`, queries, keys and values.
+    ///
+    /// # Errors
+    /// When sizes do not fit.
+    pub fn in_place(&self, qkv: &mut [f32]) -> Result<()> {
+        let SplitHeads { heads, kv_heads, head_dim: dim, cos, sin, .. } = *self;
+        let sizes = [qkv.len(), cos.len(), sin.len()];
+        if dim == 0 || !dim.is_multiple_of(2) || sizes != [(heads + 2 * kv_heads) * dim, dim / 2, dim / 2] {
+            return Err(self.refuse(&format!("one position of {sizes:?}")));
+        }
+        let held = self.held();
+        let turned = held.turned(self, cos, sin)?;
+        let kinds = [heads, kv_heads, kv_heads].into_iter().enumerate();
+        let places = kinds.flat_map(|(kind, count)| (0..count).map(move |head| (kind, head)));
+        qkv.chunks_exact_mut(dim).zip(places).for_each(|(y, (kind, head))| turned.finish(kind, head, 0, y));
+        Ok(())
+    }
 }
 
 impl SplitHeads<'_> {
@@ -110,12 +132,6 @@ impl SplitHeads<'_> {
         Ok(q)
     }
 
-    fn refuse(&self, what: &str) -> Error {
-        let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
-        let message = format!("{NAME}: {what} does not fit {heads} and {kv_heads} heads of {dim}");
-        Error::Msg(message).bt()
-    }
-
     /// The new positions, where all sizes fit each other.
     fn check(&self, q: &Layout, k: &Layout, v: &Layout) -> Result<usize> {
         let dim = self.head_dim;
@@ -126,6 +142,75 @@ impl SplitHeads<'_> {
             return Err(self.refuse(&format!("{:?}, {:?} and {:?}", q.dims(), k.dims(), v.dims())));
         }
         Ok(n)
+    }
+}
+
+impl<T> SplitHeads<'_, T> {
+    fn refuse(&self, what: &str) -> Error {
+        let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
+        let message = format!("{NAME}: {what} does not fit {heads} and {kv_heads} heads of {dim}");
+        Error::Msg(message).bt()
+    }
+
+    /// Biases and norms, to be read on the CPU.
+    fn held(&self) -> Held<'_, impl Deref<Target = Storage>> {
+        Held {
+            biases: self.biases.map(|biases| biases.map(FloatsOf::new)),
+            factors: self.norms.map(|norms| norms.map(|norm| FloatsOf::new(norm.factor))),
+        }
+    }
+}
+
+/// Biases and norms, kept from being written while they are read.
+struct Held<'a, S> {
+    biases: Option<[FloatsOf<'a, S>; 3]>,
+    factors: Option<[FloatsOf<'a, S>; 2]>,
+}
+
+impl<S: Deref<Target = Storage>> Held<'_, S> {
+    /// What is done to heads, with a table of these cosines and sines.
+    fn turned<'a, T>(&'a self, of: &SplitHeads<T>, cos: &'a [f32], sin: &'a [f32]) -> Result<Turned<'a>> {
+        let dim = of.head_dim;
+        let bias = |i: usize, heads: usize| {
+            self.biases.as_ref().map(|biases| biases[i].get(NAME, heads * dim)).transpose()
+        };
+        let norm = |i: usize| match (&self.factors, &of.norms) {
+            (Some(factors), Some(norms)) => Ok::<_, Error>(Some((factors[i].get(NAME, dim)?, norms[i].eps))),
+            _ => Ok(None),
+        };
+        let biases = [bias(0, of.heads)?, bias(1, of.kv_heads)?, bias(2, of.kv_heads)?];
+        Ok(Turned { dim, biases, norms: [norm(0)?, norm(1)?, None], cos, sin })
+    }
+}
+
+/// What is done to heads of queries, keys and values, which are kinds 0, 1 and 2.
+struct Turned<'a> {
+    dim: usize,
+    biases: [Option<&'a [f32]>; 3],
+    /// Factor, and what is added to the mean square.
+    norms: [Option<(&'a [f32], f32)>; 3],
+    cos: &'a [f32],
+    sin: &'a [f32],
+}
+
+impl Turned<'_> {
+    /// Does it to a head of some kind at some position of the table.
+    fn finish(&self, kind: usize, head: usize, position: usize, y: &mut [f32]) {
+        let dim = self.dim;
+        if let Some(bias) = self.biases[kind] {
+            y.iter_mut().zip(&bias[head * dim..]).for_each(|(y, bias)| *y += bias);
+        }
+        if let Some((factor, eps)) = self.norms[kind] {
+            norm::scale(y, factor, eps);
+        }
+        if kind < 2 {
+            let at = position * dim / 2..(position + 1) * dim / 2;
+            let (low, high) = y.split_at_mut(dim / 2);
+            let values = low.iter_mut().zip(high).zip(self.cos[at.clone()].iter().zip(&self.sin[at]));
+            for ((low, high), (cos, sin)) in values {
+                (*low, *high) = (*low * cos - *high * sin, *low * sin + *high * cos);
+            }
+        }
     }
 }
 
@@ -168,17 +253,10 @@ impl CustomOp3 for Heads<'_> {
         let (q, _) = rows_of(NAME, q, q_layout, heads * dim)?;
         let (k, _) = rows_of(NAME, k, k_layout, kv_heads * dim)?;
         let (v, _) = rows_of(NAME, v, v_layout, kv_heads * dim)?;
-        let biases = self.of.biases.map(|biases| biases.map(FloatsOf::new));
-        let bias = |i: usize, count| biases.as_ref().map(|biases| biases[i].get(NAME, count)).transpose();
-        let biases = [bias(0, heads * dim)?, bias(1, kv_heads * dim)?, bias(2, kv_heads * dim)?];
-        let factors = self.of.norms.map(|norms| norms.map(|norm| FloatsOf::new(norm.factor)));
-        let norm = |i: usize| match (&factors, &self.of.norms) {
-            (Some(factors), Some(norms)) => Ok::<_, Error>(Some((factors[i].get(NAME, dim)?, norms[i].eps))),
-            _ => Ok(None),
-        };
-        let norms = [norm(0)?, norm(1)?, None];
         let [cos, sin] = [self.of.cos, self.of.sin].map(FloatsOf::new);
         let (cos, sin) = (cos.get(NAME, n * dim / 2)?, sin.get(NAME, n * dim / 2)?);
+        let held = self.of.held();
+        let turned = held.turned(self.of, cos, sin)?;
         let parts = [(q, heads), (k, kv_heads), (v, kv_heads)];
         // Row i of the output is head i / n, counted on from queries to keys to values, at position i % n.
         let row = |i: usize, y: &mut [f32]| {
@@ -189,20 +267,7 @@ impl CustomOp3 for Heads<'_> {
             }
             let (x, count) = parts[kind];
             y.copy_from_slice(&x[(position * count + head) * dim..][..dim]);
-            if let Some(bias) = biases[kind] {
-                y.iter_mut().zip(&bias[head * dim..]).for_each(|(y, bias)| *y += bias);
-            }
-            if let Some((factor, eps)) = norms[kind] {
-                norm::scale(y, factor, eps);
-            }
-            if kind < 2 {
-                let at = position * dim / 2..(position + 1) * dim / 2;
-                let (low, high) = y.split_at_mut(dim / 2);
-                let values = low.iter_mut().zip(high).zip(cos[at.clone()].iter().zip(&sin[at]));
-                for ((low, high), (cos, sin)) in values {
-                    (*low, *high) = (*low * cos - *high * sin, *low * sin + *high * cos);
-                }
-            }
+            turned.finish(kind, head, position, y);
         };
         let mut y = vec![0.0; (heads + 2 * kv_heads) * n * dim];
         if y.len() < MANY {

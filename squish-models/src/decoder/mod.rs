@@ -1,123 +1,20 @@
 //! The decoder that the families share: what makes each of them is data.
 
+mod config;
+mod decode;
+
 use crate::{
     Checkpoint, Error, Result,
     causal_lm::{CausalLm, Step},
     checkpoint::Tensors,
-    config::{self, ModelConfig, Sizes},
+    config::{ModelConfig, architecture},
     kv_cache::{KvCache, LayerCache},
-    layers::{
-        Activation, Attention, AttentionShape, Embedding, GatedMlp, Linear, NormStyle, RmsNorm, Rope, Rotary,
-        Stream,
-    },
+    layers::{Attention, AttentionShape, Embedding, GatedMlp, Linear, RmsNorm, Rope, Rotary, Stream},
+    workspace::Workspace,
 };
 use candle_core::{Device, Tensor};
+pub use config::{BlockNorms, DecoderConfig, Sliding, SlidingBlocks};
 use squish_kernels::Input;
-
-/// What a decoder is made of.
-#[derive(Debug, Clone)]
-pub struct DecoderConfig {
-    /// Sizes.
-    pub sizes: Sizes,
-    /// Where the tensors are: `embed_tokens`, `layers` and `norm` lie below this name.
-    pub prefix: String,
-    /// Name of the output head; `None` where it is tied to the embedding.
-    pub head: Option<String>,
-    /// Factor of the embeddings. transformers rounds it to the type that it computes in; here that is f32.
-    pub embedding_scale: f64,
-    /// Attention.
-    pub attention: AttentionShape,
-    /// Rotary embedding of layers that see all positions.
-    pub rope: Rope,
-    /// Layers that see a window, where there are such.
-    pub sliding: Option<Sliding>,
-    /// Norms.
-    pub norm: NormStyle,
-    /// Names of a block's norms.
-    pub norms: BlockNorms,
-    /// Activation of the MLP.
-    pub activation: Activation,
-    /// Logits `l` become `c tanh(l / c)`.
-    pub logit_cap: Option<f64>,
-}
-
-/// Layers whose positions see the latest ones only.
-#[derive(Debug, Clone)]
-pub struct Sliding {
-    /// So many, itself counted.
-    pub window: usize,
-    /// Their rotary embedding.
-    pub rope: Rope,
-    /// Which blocks they are.
-    pub blocks: SlidingBlocks,
-}
-
-/// Which blocks see a window.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum SlidingBlocks {
-    /// All but each `n`-th: with 6, all but blocks 5, 11, 17, ...
-    AllButEach(usize),
-    /// Those with true.
-    Listed(Vec<bool>),
-}
-
-impl SlidingBlocks {
-    fn contains(&self, block: usize) -> bool {
-        match self {
-            Self::AllButEach(n) => !(block + 1).is_multiple_of(*n),
-            Self::Listed(blocks) => blocks.get(block) == Some(&true),
-        }
-    }
-}
-
-/// Names of a block's norms: before a layer and, in sandwich form, after it as well.
-#[derive(Debug, Clone, Copy)]
-pub struct BlockNorms {
-    /// Of the residual stream, for attention.
-    pub before_attention: &'static str,
-    /// Of attention's output.
-    pub after_attention: Option<&'static str>,
-    /// Of the residual stream, for the MLP.
-    pub before_mlp: &'static str,
-    /// Of the MLP's output.
-    pub after_mlp: Option<&'static str>,
-}
-
-impl DecoderConfig {
-    /// Pre-norm blocks without biases, a SwiGLU MLP, and one kind of attention.
-    pub fn new(sizes: Sizes, rope: Rope) -> Self {
-        let attention = AttentionShape {
-            hidden_size: sizes.hidden_size,
-            heads: sizes.num_attention_heads,
-            kv_heads: sizes.num_key_value_heads,
-            head_dim: sizes.head_dim(),
-            qkv_bias: false,
-            output_bias: false,
-            head_norms: None,
-            score_scale: (sizes.head_dim() as f64).powf(-0.5),
-            score_cap: None,
-            window: None,
-        };
-        Self {
-            prefix: "model".into(),
-            head: Some("lm_head".into()),
-            embedding_scale: 1.0,
-            attention,
-            rope,
-            sliding: None,
-            norm: sizes.norm(),
-            norms: BlockNorms {
-                before_attention: "input_layernorm",
-                after_attention: None,
-                before_mlp: "post_attention_layernorm",
-                after_mlp: None,
-            },
-            activation: Activation::Silu,
-            logit_cap: None,
-            sizes,
-        }
-    }
-}
 
 /// A loaded model.
 #[derive(Debug)]
@@ -132,6 +29,8 @@ struct Decoder {
     rotary: Rotary,
     sliding_rotary: Option<Rotary>,
     device: Device,
+    /// Whether somebody sees the inputs of linears.
+    observed: bool,
 }
 
 #[derive(Debug)]
@@ -175,7 +74,7 @@ pub fn load(checkpoint: &Checkpoint, c: DecoderConfig, device: &Device) -> Resul
     let rotary = |rope: &Rope| Rotary::new(c.attention.head_dim, rope, s.max_position_embeddings);
     Ok(Box::new(Decoder {
         config: ModelConfig {
-            architecture: config::architecture(checkpoint)?.into(),
+            architecture: architecture(checkpoint)?.into(),
             vocab_size: s.vocab_size,
             context_length: c.rope.context_length(s.max_position_embeddings),
             hidden_size: s.hidden_size,
@@ -196,10 +95,20 @@ pub fn load(checkpoint: &Checkpoint, c: DecoderConfig, device: &Device) -> Resul
         rotary: rotary(&c.rope),
         sliding_rotary: c.sliding.as_ref().map(|sliding| rotary(&sliding.rope)),
         device: device.clone(),
+        observed: checkpoint.is_observed(),
     }))
 }
 
 impl Decoder {
+    /// Refuses what is no token. Done here for every device: a GPU's look-up would give a row that is no number.
+    fn check(&self, ids: &[u32]) -> candle_core::Result<()> {
+        let vocab_size = self.config.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(candle_core::Error::wrap(Error::Token { id, vocab_size })),
+            None => Ok(()),
+        }
+    }
+
     /// [`CausalLm::attention`] from stream to stream.
     fn attend<'a>(
         &'a self,
@@ -234,11 +143,7 @@ impl CausalLm for Decoder {
     }
 
     fn embed(&self, ids: &[u32]) -> candle_core::Result<Tensor> {
-        // Found here on every device: a GPU's look-up would give a row that is no number.
-        let vocab_size = self.config.vocab_size;
-        if let Some(&id) = ids.iter().find(|&&id| id as usize >= vocab_size) {
-            return Err(candle_core::Error::wrap(Error::Token { id, vocab_size }));
-        }
+        self.check(ids)?;
         let x = self.embedding.forward(&Tensor::new(ids, &self.device)?)?;
         if self.embedding_scale == 1.0 { Ok(x) } else { x * self.embedding_scale }
     }
@@ -289,5 +194,16 @@ impl CausalLm for Decoder {
             Some(cap) => (logits / cap)?.tanh()? * cap,
             None => Ok(logits),
         }
+    }
+
+    fn decodes_without_tensors(&self) -> bool {
+        self.device.is_cpu() && !self.observed
+    }
+
+    fn decode(&self, id: u32, cache: &mut KvCache, workspace: &mut Workspace) -> candle_core::Result<()> {
+        if self.decodes_without_tensors() {
+            return self.decode_in(workspace, id, cache);
+        }
+        workspace.set_logits(&self.head(self.hidden(&[id], cache)?)?)
     }
 }
