@@ -7,7 +7,7 @@
 //! A group's scale is its largest magnitude over 127. For a Gaussian that is 44 dB: its largest of 64 is near 2.4 sigma, and an error
 //! of uniform distribution in a step of 2.4 sigma / 127 has a variance of step^2 / 12.
 
-use crate::{disjoint::Disjoint, team};
+use crate::{arch::vectorized, disjoint::Disjoint, team};
 
 /// Values that share a scale. Inputs are padded with zeros to whole groups.
 pub const GROUP: usize = 64;
@@ -102,7 +102,7 @@ struct Parts<'a> {
 impl Parts<'_> {
     /// Rounds these values.
     fn round(&mut self, x: &[f32]) {
-        pulp::Arch::new().dispatch(
+        vectorized(
             #[inline(always)]
             || self.round_inline(x),
         );
@@ -110,6 +110,8 @@ impl Parts<'_> {
 
     #[inline(always)]
     fn round_inline(&mut self, x: &[f32]) {
+        /// Sums that are added up in the end: as many as the widest vectors have lanes.
+        const LANES: usize = 16;
         let (whole, rest) = x.as_chunks::<GROUP>();
         let mut last = [0.0; GROUP];
         last[..rest.len()].copy_from_slice(rest);
@@ -122,10 +124,18 @@ impl Parts<'_> {
             *scale = if finite { most / 127.0 } else { f32::NAN };
             // Of numbers so small that this would be infinite, nothing is left.
             let inverse = Some(127.0 / most).filter(|inverse| finite && inverse.is_finite()).unwrap_or(0.0);
-            let rounded = x.map(|x| nearest(x * inverse));
-            *values = rounded.map(|value| value as i8);
+            // Loops and not `map`: what is called here has no vectors.
+            let mut rounded = [0; GROUP];
+            for (rounded, x) in rounded.iter_mut().zip(x) {
+                *rounded = nearest(x * inverse) as i8;
+            }
+            *values = rounded;
             for (sum, half) in sums.iter_mut().zip(rounded.as_chunks::<HALF>().0) {
-                *sum = half.iter().map(|&value| i32::from(value as i8)).sum();
+                let mut lanes = [0; LANES];
+                for some in half.as_chunks::<LANES>().0 {
+                    lanes.iter_mut().zip(some).for_each(|(lane, value)| *lane += i32::from(*value));
+                }
+                *sum = lanes.iter().sum();
             }
         }
     }

@@ -10,7 +10,7 @@
 //! of inputs `64 j .. 64 j + 63`, lowest bit first; a set bit is a minus. They depend on the seed and
 //! the index alone, so all linears of one input size that share a seed share one rotated input.
 
-use crate::{Error, Result, hadamard, team};
+use crate::{Error, Result, arch::vectorized, hadamard, team};
 
 /// Longest transform of one block.
 pub const MAX_BLOCK: usize = 1 << 15;
@@ -88,7 +88,7 @@ impl Rotation {
 
     /// The rotation of the blocks from `first` on, a multiple of the block and of 64.
     pub(crate) fn apply_from(&self, first: usize, x: &mut [f32]) {
-        pulp::Arch::new().dispatch(
+        vectorized(
             #[inline(always)]
             || {
                 flip(x, &self.signs[first / 64..]);

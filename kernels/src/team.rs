@@ -23,6 +23,11 @@ use std::{
 /// How long a thread without work looks for some before it sleeps: longer than what lies between two steps of decoding.
 const PATIENCE: Duration = Duration::from_micros(300);
 
+/// Indices that a thread takes at a time at most, and a quarter of what is left of a run: to take some waits until all that was
+/// read before is there, in the middle of what could be read ahead. Towards the end it is one at a time, so that all threads
+/// are done at once.
+const TOGETHER: usize = 8;
+
 /// Calls `work` once for each index below `count`, on as many threads as rayon would have here.
 ///
 /// While another region runs, rayon's threads do it.
@@ -160,13 +165,15 @@ impl Region {
     fn take_turns(&self, thread: usize, count: usize, work: &(dyn Fn(usize) + Sync)) {
         let threads = self.next.len();
         for of in (thread..threads).chain(0..thread) {
-            let end = self.start(of + 1, count);
+            let (end, next) = (self.start(of + 1, count), &self.next[of].0);
             loop {
-                let index = self.next[of].0.fetch_add(1, Ordering::Relaxed);
-                if index >= end {
+                let left = end.saturating_sub(next.load(Ordering::Relaxed));
+                let together = (left / 4).clamp(1, TOGETHER);
+                let first = next.fetch_add(together, Ordering::Relaxed);
+                if first >= end {
                     break;
                 }
-                work(index);
+                (first..end.min(first + together)).for_each(work);
             }
         }
     }

@@ -16,6 +16,7 @@ pub mod scalar;
 pub mod tiles;
 pub mod units;
 pub mod vector;
+mod vectorized;
 
 #[cfg(target_arch = "aarch64")]
 pub mod aarch64;
@@ -30,6 +31,7 @@ pub use integer::{TileRun, TilesDot};
 pub use level_panel::{LevelPanel, PanelKernels};
 pub use tiles::Tiles;
 pub use units::{UnitRows, UnitsDot};
+pub(crate) use vectorized::vectorized;
 
 /// An instance of [`generic::panel_dot`].
 pub type PanelDot = fn(Panel, &mut [f32]);

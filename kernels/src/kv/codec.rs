@@ -10,7 +10,10 @@
 //! with one f16 scale for the vector. `int8` has the levels -127 .. 127, and the largest magnitude as its scale's
 //! measure; `int4` and `int2` have Lloyd-Max levels for a Gaussian, those of the schemes `int4r` and `nf2`, and the scale of least squared error.
 
-use crate::scheme::{CodeUnit, INT4R, NF2, UNIT, Unit2, Unit4};
+use crate::{
+    arch::vectorized,
+    scheme::{CodeUnit, INT4R, NF2, UNIT, Unit2, Unit4},
+};
 use half::f16;
 use std::sync::LazyLock;
 
@@ -159,7 +162,7 @@ fn gaussian<const N: usize>(x: &[f32], levels: &[f32; 16], unit_scale: f32, code
 
 /// The codes of the nearest levels: how many midpoints between levels lie below.
 fn nearest<const N: usize>(x: &[f32], levels: &[f32; 16], inverse: f32, codes: &mut [u8]) {
-    pulp::Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for (code, x) in codes.iter_mut().zip(x) {

@@ -1,9 +1,8 @@
 //! The gated product of an MLP (Shazeer, "GLU Variants Improve Transformer", 2020), rotated for the matrix that follows.
 
 use super::{rows_of, softmax::exp};
-use crate::{Rotation, team};
+use crate::{Rotation, arch::vectorized, team};
 use candle_core::{CpuStorage, CustomOp2, Layout, Result, Shape};
-use pulp::Arch;
 use rayon::prelude::*;
 use std::sync::Arc;
 #[cfg(feature = "metal")]
@@ -143,7 +142,7 @@ fn multiply(activation: Activation, gate: &mut [f32], up: &[f32]) {
 
 #[inline(always)]
 fn multiply_by(gate: &mut [f32], up: &[f32], s: impl Fn(f32) -> f32 + Copy) {
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             for (g, u) in gate.iter_mut().zip(up) {

@@ -2,9 +2,8 @@
 //! matrices that follow.
 
 use super::{FloatsOf, rows_of};
-use crate::Rotation;
+use crate::{Rotation, arch::vectorized};
 use candle_core::{CpuStorage, CustomOp1, Error, Layout, Result, Shape, Tensor};
-use pulp::Arch;
 use rayon::prelude::*;
 use std::sync::Arc;
 #[cfg(feature = "metal")]
@@ -224,7 +223,7 @@ fn for_each_row(y: &mut [f32], cols: usize, work: impl Fn(usize, &mut [f32]) + S
 pub(super) fn scale(v: &mut [f32], factor: &[f32], eps: f32) {
     /// Sums that are added up in the end: as many as the widest vectors have lanes.
     const LANES: usize = 16;
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             let (chunks, rest) = v.as_chunks::<LANES>();

@@ -1,13 +1,13 @@
 //! The parts of a softmax, for one row of scores.
 
-use pulp::Arch;
+use crate::arch::vectorized;
 
 /// Partial results, which are joined in the end: as many as the widest vectors have lanes.
 const LANES: usize = 16;
 
 /// The largest of `scores`; minus infinity for none.
 pub fn largest(scores: &[f32]) -> f32 {
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             let (chunks, rest) = scores.as_chunks::<LANES>();
@@ -22,7 +22,7 @@ pub fn largest(scores: &[f32]) -> f32 {
 
 /// Replaces each score by `exp(score - most)` and returns their sum. No score is above `most`.
 pub fn exp_below(scores: &mut [f32], most: f32) -> f32 {
-    Arch::new().dispatch(
+    vectorized(
         #[inline(always)]
         || {
             let (chunks, rest) = scores.as_chunks_mut::<LANES>();
