@@ -127,6 +127,15 @@ pub fn is_forced() -> bool {
     *FORCED.get_or_init(|| std::env::var_os("SQUISH_ISA").is_some_and(|v| !v.is_empty()))
 }
 
+/// Has the cache line `ahead` bytes after the start of a slice brought near, where Rust has an instruction for it. It may lie behind the slice.
+#[inline(always)]
+pub(crate) fn fetch(bytes: &[u8], ahead: usize) {
+    #[cfg(target_arch = "x86_64")]
+    x86_64::fetch::fetch(bytes.as_ptr().wrapping_add(ahead));
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (bytes, ahead);
+}
+
 fn choose(asked: Option<&str>) -> Result<Kernels> {
     let available = available();
     let Some(asked) = asked.filter(|a| !a.is_empty()) else {

@@ -4,13 +4,16 @@ use super::{PANEL_ROWS, TILE, UNIT, trellis::Codebook};
 use crate::{
     Packed, QuantizedInput,
     arch::{
-        Kernels, LevelPanel, PanelKernels, TileRun, UnitRows,
+        self, Kernels, LevelPanel, PanelKernels, TileRun, UnitRows,
         level_panel::{COLS, ROWS},
     },
     quantized_input::{GROUP, HALF},
 };
 use half::{f16, slice::HalfFloatSliceExt};
 use std::ops::Range;
+
+/// From a strip's scales to those that are fetched: of eight strips on. The processor does not follow so slow a stream by itself.
+const SCALES_AHEAD: usize = 8 * 2 * ROWS;
 
 const _: () = assert!(ROWS == PANEL_ROWS && ROWS == TILE && GROUP == UNIT);
 
@@ -45,9 +48,10 @@ impl Integers<'_> {
         let rows = first..first + out.len();
         match *self {
             Self::Tiles { bits, codebook, level_unit } => {
-                let codes = m.row(0, first / TILE);
+                let (codes, scales) = (m.row(0, first / TILE), m.some_rows(1, rows));
+                arch::fetch(scales, SCALES_AHEAD);
                 let products = (kernels.tiles_dot)(TileRun { bits, codebook, codes, x });
-                let scales: [f32; ROWS] = floats(m.some_rows(1, rows));
+                let scales: [f32; ROWS] = floats(scales);
                 for (out, (product, scale)) in out.iter_mut().zip(products.into_iter().zip(scales)) {
                     *out = product * (scale / level_unit);
                 }

@@ -1,6 +1,6 @@
 //! AVX2, with AVX-VNNI or without: half a unit, 32 weights, a step.
 
-use super::{avx2::both, bytes::Dot, fetch::fetch_ahead};
+use super::{avx2::both, bytes::Dot, fetch::fetch_units_ahead};
 use crate::{
     arch::{
         units::{BLOCK, UnitRow, UnitRows},
@@ -71,7 +71,7 @@ unsafe fn some<D: Dot, const BITS: usize, const HALVES: bool, const R: usize>(
     for start in (0..values.len()).step_by(BLOCK) {
         let block = start..values.len().min(start + BLOCK);
         for row in &row {
-            fetch_ahead(row.codes, start * 8 * BITS, BLOCK * 8 * BITS);
+            fetch_units_ahead(row, BITS, start, BLOCK);
         }
         // Scales of weights times those of the input: one a unit, or two.
         let mut scales = [[[0f32; BLOCK]; 2]; R];

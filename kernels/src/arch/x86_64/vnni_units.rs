@@ -2,7 +2,7 @@
 //!
 //! `vpdpbusd` multiplies unsigned by signed bytes. So levels are looked up with 128 added.
 
-use super::{fetch::fetch_ahead, vbmi::load};
+use super::{fetch::fetch_units_ahead, vbmi::load};
 use crate::{
     arch::{
         level_panel::OFFSET,
@@ -53,7 +53,7 @@ fn one<const BITS: usize, const HALVES: bool>(rows: &UnitRows, tables: &UnitLeve
     let (values, mut sums) = (x.values().as_chunks::<UNIT>().0, [_mm512_setzero_ps(); 2]);
     for start in (0..values.len()).step_by(BLOCK) {
         let block = start..values.len().min(start + BLOCK);
-        fetch_ahead(row.codes, start * 8 * BITS, BLOCK * 8 * BITS);
+        fetch_units_ahead(&row, BITS, start, BLOCK);
         // Scales of weights times those of the input: one a unit, or two.
         let mut scales = [[0f32; BLOCK]; 2];
         if HALVES {
