@@ -24,8 +24,12 @@ pub struct QuantizedInput {
     values: Vec<i8>,
     scales: Vec<f32>,
     sums: Vec<[i32; 2]>,
-    totals: Vec<i32>,
+    half_scales: Vec<[f32; 2]>,
+    half_sums: Vec<[f32; 2]>,
 }
+
+/// [`QuantizedInput::half_scales`] and [`half_sums`](QuantizedInput::half_sums) are padded with zeros to as many groups.
+pub const PADDED: usize = 16;
 
 impl QuantizedInput {
     /// The nearest such input. A group that holds what is no finite number has the scale NaN.
@@ -67,8 +71,15 @@ impl QuantizedInput {
     }
 
     fn add_up(&mut self) {
-        self.totals.clear();
-        self.totals.extend(self.sums.iter().map(|[low, high]| low + high));
+        let padded = self.scales.len().next_multiple_of(PADDED);
+        for halves in [&mut self.half_scales, &mut self.half_sums] {
+            halves.clear();
+            halves.resize(padded, [0.0; 2]);
+        }
+        let halves = self.half_scales.iter_mut().zip(&mut self.half_sums);
+        for ((scales, sums), (&scale, &[low, high])) in halves.zip(self.scales.iter().zip(&self.sums)) {
+            (*scales, *sums) = ([scale; 2], [scale * low as f32, scale * high as f32]);
+        }
     }
 
     /// The values, a multiple of [`GROUP`].
@@ -81,14 +92,19 @@ impl QuantizedInput {
         &self.scales
     }
 
-    /// The sums of the values of each group.
-    pub fn totals(&self) -> &[i32] {
-        &self.totals
-    }
-
     /// The sums of the values of each group's halves.
     pub fn sums(&self) -> &[[i32; 2]] {
         &self.sums
+    }
+
+    /// The scale of each group's halves, which is the group's, and zeros after them: see [`PADDED`].
+    pub fn half_scales(&self) -> &[[f32; 2]] {
+        &self.half_scales
+    }
+
+    /// The sums of each group's halves times the group's scale: what the halves of the input add up to; and zeros after them.
+    pub fn half_sums(&self) -> &[[f32; 2]] {
+        &self.half_sums
     }
 }
 
@@ -170,6 +186,13 @@ mod tests {
                 let sum = |half: &[i8]| half.iter().map(|&v| i32::from(v)).sum::<i32>();
                 prop_assert_eq!(*sums, [sum(&values[..HALF]), sum(&values[HALF..])]);
             }
+            let groups = q.scales().len();
+            prop_assert_eq!(q.half_sums().len(), groups.next_multiple_of(PADDED));
+            for (i, (scales, sums)) in q.half_scales().iter().zip(q.half_sums()).enumerate() {
+                let scale = q.scales().get(i).copied().unwrap_or(0.0);
+                let of = q.sums().get(i).copied().unwrap_or([0; 2]);
+                prop_assert_eq!((*scales, *sums), ([scale; 2], of.map(|sum| scale * sum as f32)));
+            }
         }
     }
 
@@ -183,7 +206,10 @@ mod tests {
             together.round(&x);
             assert_eq!(alone.values(), together.values());
             assert_eq!((alone.scales(), alone.sums()), (together.scales(), together.sums()));
-            assert_eq!(alone.totals(), together.totals());
+            assert_eq!(
+                (alone.half_scales(), alone.half_sums()),
+                (together.half_scales(), together.half_sums())
+            );
         }
     }
 

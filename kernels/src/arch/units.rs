@@ -8,7 +8,7 @@
 //! by no more than the order in which units are added up in f32.
 
 use crate::{
-    quantized_input::{GROUP, HALF, QuantizedInput},
+    quantized_input::{GROUP, HALF, PADDED, QuantizedInput},
     scheme::{CodeUnit, UNIT, Unit2, Unit3, Unit4},
 };
 use half::f16;
@@ -17,7 +17,7 @@ const _: () = assert!(UNIT == GROUP);
 
 /// Units whose scales an instance prepares at a time.
 #[cfg(target_arch = "x86_64")]
-pub(super) const BLOCK: usize = 16;
+pub(super) const BLOCK: usize = PADDED;
 
 /// Some rows of units, and what they are multiplied with.
 #[derive(Debug, Clone, Copy)]
@@ -65,7 +65,8 @@ impl<'a> UnitRows<'a> {
         assert!(self.scales.len() == rows * groups * 2);
         assert!(self.minima.is_empty() || self.group == HALF && self.minima.len() == self.scales.len());
         assert!(x.values().len() == units * UNIT && x.sums().len() == units);
-        assert!(x.totals().len() == units);
+        let padded = units.next_multiple_of(PADDED);
+        assert!(x.half_scales().len() == padded && x.half_sums().len() == padded);
     }
 
     /// The row's part of everything.

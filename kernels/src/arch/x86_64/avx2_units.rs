@@ -1,6 +1,10 @@
 //! AVX2, with AVX-VNNI or without: half a unit, 32 weights, a step.
 
-use super::{avx2::both, bytes::Dot, fetch::fetch_units_ahead};
+use super::{
+    avx2::both,
+    bytes::Dot,
+    fetch::{SidePace, fetch_units_ahead},
+};
 use crate::{
     arch::{
         units::{BLOCK, UnitRow, UnitRows},
@@ -65,13 +69,13 @@ unsafe fn some<D: Dot, const BITS: usize, const HALVES: bool, const R: usize>(
     first: usize,
     out: &mut [f32; R],
 ) {
-    let table = both(rows.table);
+    let (table, pace) = (both(rows.table), SidePace::new(rows));
     let (x, row): (_, [UnitRow; R]) = (rows.x, std::array::from_fn(|r| rows.row(first + r)));
     let (values, mut sums) = (x.values().as_chunks::<UNIT>().0, [_mm256_setzero_ps(); R]);
     for start in (0..values.len()).step_by(BLOCK) {
         let block = start..values.len().min(start + BLOCK);
         for row in &row {
-            fetch_units_ahead(row, BITS, start, BLOCK);
+            fetch_units_ahead(row, pace, BITS, start);
         }
         // Scales of weights times those of the input: one a unit, or two.
         let mut scales = [[[0f32; BLOCK]; 2]; R];

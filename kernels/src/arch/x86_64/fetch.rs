@@ -1,6 +1,6 @@
 //! Fetching what is read next before it is needed.
 
-use crate::arch::units::UnitRow;
+use crate::arch::units::{BLOCK, UnitRow, UnitRows};
 use std::arch::x86_64::*;
 
 /// From the codes that are being used to those that are fetched: about what a core is given in the time that memory takes to answer.
@@ -18,16 +18,30 @@ pub(super) fn fetch_ahead(codes: &[u8], at: usize, count: usize) {
     }
 }
 
-/// [`fetch_ahead`] of `count` units of a row from unit `start` on, and of the scales and minima of what is fetched: streams so slow
+/// How many bytes of scales, and of minima, belong to the codes of a block, and to those that are fetched ahead.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SidePace {
+    block: usize,
+    ahead: usize,
+}
+
+impl SidePace {
+    pub fn new(rows: &UnitRows) -> Self {
+        let of_codes = |bytes: usize| bytes * rows.scales.len() / rows.codes.len().max(1);
+        Self { block: of_codes(BLOCK * 8 * rows.bits), ahead: of_codes(AHEAD) }
+    }
+}
+
+/// [`fetch_ahead`] of the block of a row from unit `start` on, and of the scales and minima of what is fetched: streams so slow
 /// that no processor seen follows them by itself.
 #[inline(always)]
-pub(super) fn fetch_units_ahead(row: &UnitRow, bits: usize, start: usize, count: usize) {
-    let bytes = 8 * bits;
-    fetch_ahead(row.codes, start * bytes, count * bytes);
-    for side in [row.scales, row.minima] {
-        // A scale or minimum of two bytes is for at least half a unit, so that the sides of a block are a line or less.
-        let at = (start * bytes + AHEAD) * side.len() / row.codes.len();
-        fetch(side.as_ptr().wrapping_add(at).cast());
+pub(super) fn fetch_units_ahead(row: &UnitRow, pace: SidePace, bits: usize, start: usize) {
+    fetch_ahead(row.codes, start * 8 * bits, BLOCK * 8 * bits);
+    // A scale of two bytes is for half a unit at least: those of a block are a line or less.
+    let at = start / BLOCK * pace.block + pace.ahead;
+    fetch(row.scales.as_ptr().wrapping_byte_add(at).cast());
+    if !row.minima.is_empty() {
+        fetch(row.minima.as_ptr().wrapping_byte_add(at).cast());
     }
 }
 

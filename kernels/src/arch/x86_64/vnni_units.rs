@@ -2,11 +2,14 @@
 //!
 //! `vpdpbusd` multiplies unsigned by signed bytes. So levels are looked up with 128 added.
 
-use super::{fetch::fetch_units_ahead, vbmi::load};
+use super::{
+    fetch::{SidePace, fetch_units_ahead},
+    vbmi::load,
+};
 use crate::{
     arch::{
         level_panel::OFFSET,
-        units::{BLOCK, UnitRows},
+        units::{BLOCK, UnitRow, UnitRows},
     },
     scheme::UNIT,
 };
@@ -27,80 +30,198 @@ pub(super) unsafe fn units_dot(rows: UnitRows, out: &mut [f32]) {
     }
 }
 
-/// One row after the other, as they lie in memory: several at a time would share what is made of the input, but be that many
-/// short streams, of which memory delivers less.
+/// Rows whose sums are added up together.
+const ROWS: usize = 4;
+
+/// One row after the other, as they lie in memory: taken at the same time, they would be that many short streams, of which memory delivers
+/// less.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 fn all<const BITS: usize>(rows: &UnitRows, out: &mut [f32]) {
-    let tables = UnitLevels::new(rows.table, BITS);
-    for (r, out) in out.iter_mut().enumerate() {
-        *out = match rows.group < UNIT {
-            true => one::<BITS, true>(rows, &tables, r),
-            false => one::<BITS, false>(rows, &tables, r),
+    let (tables, pace) = (UnitLevels::new(rows.table, BITS), SidePace::new(rows));
+    let (whole, rest) = out.as_chunks_mut::<ROWS>();
+    let tail = ROWS * whole.len();
+    for (i, out) in whole.iter_mut().enumerate() {
+        *out = totals(match rows.group < UNIT {
+            true => in_halves::<BITS, ROWS>(rows, &tables, pace, ROWS * i),
+            false => in_units::<BITS, ROWS>(rows, &tables, pace, ROWS * i),
+        });
+    }
+    for (i, out) in rest.iter_mut().enumerate() {
+        let [sum] = match rows.group < UNIT {
+            true => in_halves::<BITS, 1>(rows, &tables, pace, tail + i),
+            false => in_units::<BITS, 1>(rows, &tables, pace, tail + i),
         };
+        *out = _mm512_reduce_add_ps(sum);
     }
 }
 
-/// A row. With `HALVES`, each half of a unit has its scale.
+/// The sum of each register's lanes.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn totals([a, b, c, d]: [__m512; ROWS]) -> [f32; ROWS] {
+    // Quarters 0 and 2 of both, and 1 and 3: what is added up then is of the first in the lower half, of the second in the upper.
+    let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
+    let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
+    // A quarter for each.
+    let all = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(ab, cd), _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+    let all = _mm512_add_ps(all, _mm512_permute_ps::<0b01_00_11_10>(all));
+    let all = _mm512_add_ps(all, _mm512_permute_ps::<0b10_11_00_01>(all));
+    let mut lanes = [0.0; 16];
+    store(&mut lanes, all);
+    [lanes[0], lanes[4], lanes[8], lanes[12]]
+}
+
+/// `R` rows from `first` on, of groups of whole units: the product of each is the sum of the lanes.
 ///
-/// Products are of levels with 128 added, so that 128 times the sum of the input's values is taken off again, for sixteen units at a
-/// time.
+/// The scales of the next block, of this row or the next, are prepared before the products of a block: they take long to get there.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-fn one<const BITS: usize, const HALVES: bool>(rows: &UnitRows, tables: &UnitLevels, r: usize) -> f32 {
-    let (unit, offset) = (_mm512_set1_ps(rows.level_unit), _mm512_set1_ps(OFFSET as f32));
-    let (x, row) = (rows.x, rows.row(r));
-    let (values, mut sums) = (x.values().as_chunks::<UNIT>().0, [_mm512_setzero_ps(); 2]);
-    for start in (0..values.len()).step_by(BLOCK) {
-        let block = start..values.len().min(start + BLOCK);
-        fetch_units_ahead(&row, BITS, start, BLOCK);
-        // Scales of weights times those of the input: one a unit, or two.
-        let mut scales = [[0f32; BLOCK]; 2];
-        if HALVES {
-            for (part, scales) in scales.iter_mut().enumerate() {
-                let halves = 2 * start + BLOCK * part..(2 * start + BLOCK * (part + 1)).min(2 * block.end);
-                let halves = halves.start.min(halves.end)..halves.end;
-                let input = twice(&x.scales()[block.clone()], part);
-                let scale = _mm512_mul_ps(input, floats(&row.scales[halves.clone()]));
-                store(scales, scale);
-                let of_x = _mm512_cvtepi32_ps(integers(&x.sums().as_flattened()[halves.clone()]));
-                sums[0] = _mm512_fnmadd_ps(_mm512_mul_ps(of_x, offset), scale, sums[0]);
-                if let Some(minima) = row.minima.get(halves) {
-                    let input = _mm512_mul_ps(_mm512_mul_ps(input, unit), of_x);
-                    sums[1] = _mm512_fmadd_ps(floats(minima), input, sums[1]);
-                }
+fn in_units<const BITS: usize, const R: usize>(
+    rows: &UnitRows,
+    tables: &UnitLevels,
+    pace: SidePace,
+    first: usize,
+) -> [__m512; R] {
+    let values = rows.x.values().as_chunks::<UNIT>().0;
+    let (mut totals, mut scales) = ([_mm512_setzero_ps(); R], [[0f32; BLOCK]; 2]);
+    let mut row = rows.row(first);
+    let mut sides = [rows.prepare(&row, 0, &mut scales[0]), _mm512_setzero_ps()];
+    let mut now = 0;
+    for (r, total) in totals.iter_mut().enumerate() {
+        let next_row = rows.row(first + (r + 1).min(R - 1));
+        let mut sums = [sides[now], _mm512_setzero_ps()];
+        for start in (0..values.len()).step_by(BLOCK) {
+            fetch_units_ahead(&row, pace, BITS, start);
+            let next = 1 - now;
+            if start + BLOCK < values.len() {
+                let side = rows.prepare(&row, start + BLOCK, &mut scales[next]);
+                sums[1] = _mm512_add_ps(sums[1], side);
+            } else {
+                sides[next] = rows.prepare(&next_row, 0, &mut scales[next]);
             }
-        } else {
-            let (first, within) = rows.groups_of_lanes(start);
-            let stored = halves_of(&row.scales[first..row.scales.len().min(first + BLOCK)]);
-            let stored = _mm512_cvtph_ps(_mm256_permutexvar_epi16(within, stored));
-            let scale = _mm512_mul_ps(stored, some_floats(&x.scales()[block.clone()]));
-            store(&mut scales[0], scale);
-            let of_x = _mm512_cvtepi32_ps(integers(&x.totals()[block.clone()]));
-            sums[0] = _mm512_fnmadd_ps(_mm512_mul_ps(of_x, offset), scale, sums[0]);
+            let units = &values[start..values.len().min(start + BLOCK)];
+            let codes = &row.codes[start * 8 * BITS..];
+            // Two sums, so that an addition need not wait for the one before.
+            let (pairs, last) = units.as_chunks::<2>();
+            let pairs = codes.chunks_exact(16 * BITS).zip(pairs).zip(scales[now].as_chunks::<2>().0);
+            for ((codes, values), scale) in pairs {
+                let scale = [_mm512_set1_ps(scale[0]), _mm512_set1_ps(scale[1])];
+                sums[0] = tables.add::<BITS>(sums[0], &codes[..8 * BITS], &values[0], scale[0]);
+                sums[1] = tables.add::<BITS>(sums[1], &codes[8 * BITS..], &values[1], scale[1]);
+            }
+            if let [values] = last {
+                let u = units.len() - 1;
+                let scale = _mm512_set1_ps(scales[now][u]);
+                sums[0] = tables.add::<BITS>(sums[0], &codes[u * 8 * BITS..], values, scale);
+            }
+            now = next;
         }
-        let term = |sum, u: usize, codes: &[u8], values: &[i8; UNIT]| {
-            let products =
-                _mm512_dpbusd_epi32(_mm512_setzero_si512(), tables.levels::<BITS>(codes), load(values));
-            let scale = match HALVES {
-                true => both(scales.as_flattened().as_chunks::<2>().0[u]),
-                false => _mm512_set1_ps(scales[0][u]),
-            };
-            _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum)
-        };
-        // Two sums, so that an addition need not wait for the one before.
-        let codes = &row.codes[block.start * 8 * BITS..block.end * 8 * BITS];
-        let (pairs, last) = values[block.clone()].as_chunks::<2>();
-        for (i, (codes, values)) in codes.chunks_exact(16 * BITS).zip(pairs).enumerate() {
-            sums[0] = term(sums[0], 2 * i, &codes[..8 * BITS], &values[0]);
-            sums[1] = term(sums[1], 2 * i + 1, &codes[8 * BITS..], &values[1]);
-        }
-        if let [values] = last {
-            let u = block.len() - 1;
-            sums[0] = term(sums[0], u, &codes[u * 8 * BITS..], values);
-        }
+        *total = _mm512_mul_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_set1_ps(1.0 / rows.level_unit));
+        row = next_row;
     }
-    _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1])) / rows.level_unit
+    totals
+}
+
+/// [`in_units`] for groups of half a unit, which may have minima.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+fn in_halves<const BITS: usize, const R: usize>(
+    rows: &UnitRows,
+    tables: &UnitLevels,
+    pace: SidePace,
+    first: usize,
+) -> [__m512; R] {
+    let (x, values) = (rows.x, rows.x.values().as_chunks::<UNIT>().0);
+    let (half_scales, half_sums) = (x.half_scales().as_flattened(), x.half_sums().as_flattened());
+    let (unit, too_much) = (_mm512_set1_ps(rows.level_unit), _mm512_set1_ps(-OFFSET as f32));
+    let mut totals = [_mm512_setzero_ps(); R];
+    for (r, total) in totals.iter_mut().enumerate() {
+        let (row, mut sums) = (rows.row(first + r), [_mm512_setzero_ps(); 2]);
+        let halves = half_scales.as_chunks::<BLOCK>().0.iter().zip(half_sums.as_chunks::<BLOCK>().0);
+        let mut halves = halves.map(|(scales, sums)| [of_sixteen(scales), of_sixteen(sums)]);
+        for start in (0..values.len()).step_by(BLOCK) {
+            fetch_units_ahead(&row, pace, BITS, start);
+            let (Some(lower), Some(upper)) = (halves.next(), halves.next()) else { break };
+            let mut scales = [[0f32; BLOCK]; 2];
+            for (part, [of_x, sums_of_x]) in [lower, upper].into_iter().enumerate() {
+                let first = 2 * start + BLOCK * part;
+                let stored = floats(from(row.scales, first));
+                store(&mut scales[part], _mm512_mul_ps(stored, of_x));
+                sums[0] = _mm512_fmadd_ps(stored, _mm512_mul_ps(sums_of_x, too_much), sums[0]);
+                let minima = floats(from(row.minima, first));
+                sums[1] = _mm512_fmadd_ps(minima, _mm512_mul_ps(sums_of_x, unit), sums[1]);
+            }
+            let units = &values[start..values.len().min(start + BLOCK)];
+            let codes = row.codes[start * 8 * BITS..].chunks_exact(8 * BITS);
+            for ((codes, values), pair) in codes.zip(units).zip(scales.as_flattened().as_chunks::<2>().0) {
+                sums = [sums[1], tables.add::<BITS>(sums[0], codes, values, both(pair))];
+            }
+        }
+        *total = _mm512_mul_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_set1_ps(1.0 / rows.level_unit));
+    }
+    totals
+}
+
+impl UnitLevels {
+    /// `sum` and the products of a unit.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+    fn add<const BITS: usize>(
+        &self,
+        sum: __m512,
+        codes: &[u8],
+        values: &[i8; UNIT],
+        scale: __m512,
+    ) -> __m512 {
+        let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), self.levels::<BITS>(codes), load(values));
+        _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum)
+    }
+}
+
+impl UnitRows<'_> {
+    /// The scales of a row's block from unit `start` on, times those of the input. Products are of levels with 128 added: what that is too
+    /// much is returned.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn prepare(&self, row: &UnitRow, start: usize, scales: &mut [f32; BLOCK]) -> __m512 {
+        let stored = match self.group {
+            UNIT => floats(from(row.scales, start)),
+            _ => {
+                let (first, within) = self.groups_of_lanes(start);
+                _mm512_cvtph_ps(_mm256_permutexvar_epi16(within, halves_of(from(row.scales, first))))
+            }
+        };
+        store(scales, _mm512_mul_ps(stored, some_floats(from(self.x.scales(), start))));
+        // Of a block, twice as many halves.
+        let sums = self.x.half_sums().as_flattened().as_chunks::<BLOCK>().0;
+        let at = 2 * start / BLOCK;
+        let sums = pairs_of(of_sixteen(&sums[at]), of_sixteen(&sums[at + 1]));
+        _mm512_mul_ps(stored, _mm512_mul_ps(sums, _mm512_set1_ps(-OFFSET as f32)))
+    }
+}
+
+/// The sums of neighbours, of sixteen pairs.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn pairs_of(lower: __m512, upper: __m512) -> __m512 {
+    let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+    _mm512_add_ps(_mm512_permutex2var_ps(lower, even, upper), _mm512_permutex2var_ps(lower, odd, upper))
+}
+
+/// At most sixteen from `first` on.
+#[inline(always)]
+fn from<T>(all: &[T], first: usize) -> &[T] {
+    let rest = &all[first.min(all.len())..];
+    &rest[..rest.len().min(BLOCK)]
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn of_sixteen(values: &[f32; BLOCK]) -> __m512 {
+    // SAFETY: the pointer is that of sixteen values.
+    unsafe { _mm512_loadu_ps(values.as_ptr()) }
 }
 
 impl UnitRows<'_> {
@@ -209,26 +330,10 @@ fn some_floats(from: &[f32]) -> __m512 {
     unsafe { _mm512_maskz_loadu_ps(mask(from.len()), from.as_ptr()) }
 }
 
-/// Up to sixteen i32, and zeros after them.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn integers(from: &[i32]) -> __m512i {
-    // SAFETY: the mask leaves the slice's values.
-    unsafe { _mm512_maskz_loadu_epi32(mask(from.len()), from.as_ptr()) }
-}
-
-/// Scales 8 `part` to 8 `part` + 7, each twice; zeros after the last one.
-#[inline]
-#[target_feature(enable = "avx512f")]
-fn twice(scales: &[f32], part: usize) -> __m512 {
-    let eight = some_floats(&scales[scales.len().min(8 * part)..scales.len().min(8 * (part + 1))]);
-    _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), eight)
-}
-
 /// The first of the pair in lanes 0 to 7, the second in the others.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn both(pair: [f32; 2]) -> __m512 {
+fn both(pair: &[f32; 2]) -> __m512 {
     _mm512_mask_blend_ps(0xff00, _mm512_set1_ps(pair[0]), _mm512_set1_ps(pair[1]))
 }
 
