@@ -15,6 +15,9 @@ pub const GROUP: usize = 64;
 /// Values that are summed up: half a group, as finely as any scheme has scales.
 pub const HALF: usize = GROUP / 2;
 
+/// [`QuantizedInput::half_scales`] and [`half_sums`](QuantizedInput::half_sums) are padded with zeros to a multiple of so many groups.
+pub const PADDED: usize = 16;
+
 /// Groups that are worth a thread's while.
 const TOGETHER: usize = 16;
 
@@ -28,24 +31,25 @@ pub struct QuantizedInput {
     half_sums: Vec<[f32; 2]>,
 }
 
-/// [`QuantizedInput::half_scales`] and [`half_sums`](QuantizedInput::half_sums) are padded with zeros to as many groups.
-pub const PADDED: usize = 16;
-
 impl QuantizedInput {
     /// The nearest such input. A group that holds what is no finite number has the scale NaN.
     pub fn new(x: &[f32]) -> Self {
         let mut found = Self::default();
-        found.resize(x.len().div_ceil(GROUP));
-        Parts { values: &mut found.values, scales: &mut found.scales, sums: &mut found.sums }.round(x);
-        found.add_up();
+        found.fill(x, usize::MAX);
         found
     }
 
     /// [`QuantizedInput::new`] in the place of what was held, by several threads where the input is long enough for that.
     pub(crate) fn round(&mut self, x: &[f32]) {
+        let long = x.len() >= 2 * TOGETHER * GROUP;
+        self.fill(x, if long { TOGETHER } else { usize::MAX });
+    }
+
+    /// Rounds so many groups at a time.
+    fn fill(&mut self, x: &[f32], together: usize) {
         let groups = x.len().div_ceil(GROUP);
+        let together = together.min(groups.max(1));
         self.resize(groups);
-        let together = if groups < 2 * TOGETHER { groups.max(1) } else { TOGETHER };
         let (values, scales) = (Disjoint::new(&mut self.values), Disjoint::new(&mut self.scales));
         let sums = Disjoint::new(&mut self.sums);
         team::for_each(groups.div_ceil(together), |i| {

@@ -99,9 +99,14 @@ impl Rotation {
 
     /// `x <- D H x`, the inverse of [`Rotation::apply`].
     pub fn invert(&self, x: &mut [f32]) {
-        hadamard::transform_blocks(x, self.block);
         assert_eq!(x.len(), self.cols);
-        flip(x, &self.signs);
+        vectorized(
+            #[inline(always)]
+            || {
+                hadamard::transform_blocks(x, self.block);
+                flip(x, &self.signs);
+            },
+        );
     }
 }
 

@@ -4,9 +4,9 @@ use crate::{QuantizedInput, Rotation, Weight, arch, ops};
 use candle_core::{Error, Result};
 use std::sync::Arc;
 
-/// An input `[cols]` f32, rotated and quantised at most once for all linears that share a rotation, as [`Input`](crate::Input) is.
+/// An input `[cols]` f32, rotated and quantised once for linears one after the other that share a rotation, as [`Input`](crate::Input) is.
 ///
-/// The next input is written over it: nothing is allocated but for inputs longer than those before.
+/// The next input is written over it: nothing is allocated but for longer inputs, and corrections of more outputs, than those before.
 #[derive(Debug, Default)]
 pub struct SingleInput {
     values: Vec<f32>,
@@ -57,10 +57,9 @@ impl SingleInput {
         let kernels = arch::kernels().map_err(Error::wrap)?;
         let (cols, rows) = (self.values.len(), weights.iter().map(|weight| weight.rows()).sum::<usize>());
         if y.len() != rows || weights.iter().any(|weight| weight.cols() != cols) {
-            let message = format!(
-                "an input of {cols} and an output of {} do not suit matrices of {rows} rows",
-                y.len()
-            );
+            let of = weights.map(|weight| [weight.rows(), weight.cols()]);
+            let message =
+                format!("an input of {cols} and an output of {} do not suit matrices {of:?}", y.len());
             return Err(Error::Msg(message).bt());
         }
         let Self { values, frame, rotated, quantized, corrections } = self;

@@ -3,7 +3,7 @@
 //! A step of decoding has some hundred regions of 5 to 100 us, with a few us between two. A thread that sleeps in between wakes up
 //! when a region is half over; so these threads look for the next region for [`PATIENCE`] before they sleep. Each takes a run of neighbouring
 //! indices, since reading on from where one has read is what memory is fast at, and when that is done the rest of
-//! others' runs: a thread that the system takes away holds nobody up but for the index it is at.
+//! others' runs: a thread that the system takes away holds nobody up but for the few indices it has taken.
 //!
 //! Larger work, as a prefill has it, is rayon's.
 
@@ -33,7 +33,7 @@ const TOGETHER: usize = 8;
 /// While another region runs, rayon's threads do it.
 ///
 /// # Panics
-/// When `work` panics, after all others are done.
+/// When `work` panics, after all other threads are done. Indices that were taken together with the failing one may be left out.
 pub fn for_each(count: usize, work: impl Fn(usize) + Sync) {
     static TEAM: OnceLock<Team> = OnceLock::new();
     let threads = rayon::current_num_threads();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 /// How a matrix is multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Arithmetic {
-    /// Inputs are rounded to eight bits ([`QuantizedInput`]) and the products are of integers, where that is faster: for a single input,
+    /// Inputs are rounded to eight bits ([`QuantizedInput`](crate::QuantizedInput)) and the products are of integers, where that is faster: for a single input,
     /// as every step of decoding has, everywhere; for a batch, on processors with instructions for it.
     Int8,
     /// The input as it is, products in f32: what is exact.
@@ -194,11 +194,11 @@ impl Weight {
         self.arithmetic == Arithmetic::Int8 && self.packed.scheme().integers().is_some()
     }
 
-    /// [`Weight::forward_together`] for a single input on the CPU without a tensor: the outputs of all matrices, one after the other, are
-    /// written to `y`. They are those of [`Weight::forward`] to the bit.
+    /// [`Weight::forward_together`] for a single input `[cols]` on the CPU without a tensor: the outputs of all matrices, one after the other,
+    /// are written to `y [rows of all]`. They are those of [`Weight::forward`] to the bit.
     ///
     /// # Errors
-    /// When sizes do not fit, or the input is there under another rotation only.
+    /// When sizes do not fit, or the input is there under another rotation only; and those of [`arch::kernels`](crate::arch::kernels).
     pub fn forward_single<const N: usize>(
         weights: [&Self; N],
         input: &mut SingleInput,

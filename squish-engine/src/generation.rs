@@ -122,6 +122,7 @@ impl Generation {
 
     /// Feeds the model what it has not seen; false when cancelled.
     fn feed(&mut self, session: &mut Session) -> Result<bool> {
+        debug_assert!(!self.unfed.is_empty(), "there is something to go on from");
         for chunk in self.unfed.chunks(PREFILL_CHUNK) {
             if self.cancel.is_cancelled() {
                 return Ok(false);

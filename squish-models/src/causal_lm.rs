@@ -90,16 +90,17 @@ pub trait CausalLm: Send + Sync + std::fmt::Debug {
     /// When a tensor operation fails.
     fn head(&self, hidden: Tensor) -> candle_core::Result<Tensor>;
 
-    /// Whether [`decode`](Self::decode) does without tensors here. Then nothing is allocated once its buffers are there.
+    /// Whether [`decode`](Self::decode) does without tensors here, so that nothing is allocated but where a page of keys and values begins.
     fn decodes_without_tensors(&self) -> bool {
         false
     }
 
     /// The logits after one more token, in `workspace`, as [`hidden`](Self::hidden) and [`head`](Self::head) make them; the cache holds
-    /// the token afterwards.
+    /// the token afterwards. Who has a way of its own need not have it where
+    /// [`decodes_without_tensors`](Self::decodes_without_tensors) is false.
     ///
     /// # Errors
-    /// When a tensor operation fails.
+    /// When an operation fails; some layers' caches may hold the token then.
     fn decode(&self, id: u32, cache: &mut KvCache, workspace: &mut Workspace) -> candle_core::Result<()> {
         workspace.set_logits(&self.head(self.hidden(&[id], cache)?)?)
     }

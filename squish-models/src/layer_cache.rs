@@ -107,7 +107,7 @@ impl LayerCache {
     /// [`append`](Self::append) of a single position on the CPU: [`History::append_single`].
     ///
     /// # Errors
-    /// When sizes do not fit, and on a GPU; the cache is then as it was.
+    /// When sizes do not fit, and where the cache is not in pages; it is then as it was.
     pub fn append_single(
         &mut self,
         keys: &mut [f32],
@@ -117,7 +117,7 @@ impl LayerCache {
     ) -> Result<()> {
         match self {
             Self::Paged(history) => history.append_single(keys, values, head_dim, window),
-            Self::Dense(_) | Self::Packed(_) => Err(on_a_gpu()),
+            Self::Dense(_) | Self::Packed(_) => Err(not_in_pages()),
         }
     }
 
@@ -125,7 +125,7 @@ impl LayerCache {
     /// soft cap.
     ///
     /// # Errors
-    /// When sizes do not fit, and on a GPU.
+    /// When sizes do not fit, and where the cache is not in pages.
     pub fn attend_single(
         &self,
         q: &[f32],
@@ -135,7 +135,7 @@ impl LayerCache {
     ) -> Result<()> {
         match self {
             Self::Paged(history) => ops::Attention { scale, softcap, history }.single(q, buffers, y),
-            Self::Dense(_) | Self::Packed(_) => Err(on_a_gpu()),
+            Self::Dense(_) | Self::Packed(_) => Err(not_in_pages()),
         }
     }
 
@@ -223,8 +223,8 @@ impl LayerCache {
     }
 }
 
-fn on_a_gpu() -> Error {
-    Error::Msg("keys and values on a GPU come and go as tensors".into()).bt()
+fn not_in_pages() -> Error {
+    Error::Msg("keys and values that are not in pages come and go as tensors".into()).bt()
 }
 
 /// Positions by which a full cache grows at least.

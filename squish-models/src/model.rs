@@ -158,8 +158,10 @@ impl Session {
     /// [`Error::NoTokens`], [`Error::ContextFull`] and [`Error::Token`] before anything is computed, or a failed tensor operation; the
     /// cache then holds what it held before, or, after a failure in the midst of many tokens, what [`Session::truncate`] leaves of it.
     pub fn feed(&mut self, tokens: &[u32]) -> Result<Tensor> {
-        if tokens.len() == 1 && self.model.0.decodes_without_tensors() {
-            self.advance(tokens)?;
+        if let &[id] = tokens
+            && self.model.0.decodes_without_tensors()
+        {
+            self.decode(id)?;
             return Ok(Tensor::new(self.logits(), self.model.0.device())?);
         }
         let (model, end) = (self.model.clone(), tokens.len());
@@ -175,27 +177,38 @@ impl Session {
     }
 
     /// [`Session::feed`], with the logits in a buffer of the session's: [`Session::logits`]. On a CPU nothing is allocated for a single
-    /// token, once there has been one, but for keys and values: a page of them for 64 positions.
+    /// token after the first one, but where a page of 64 positions begins: for the page, and for what attention needs then.
     ///
     /// # Errors
     /// As [`Session::feed`].
     pub fn advance(&mut self, tokens: &[u32]) -> Result<()> {
-        let &[id] = tokens else {
-            let logits = self.feed(tokens)?;
-            return Ok(self.workspace.set_logits(&logits)?);
-        };
-        self.check(tokens)?;
-        let before = self.len();
-        if let Err(error) = self.model.0.decode(id, &mut self.cache, &mut self.workspace) {
-            self.truncate(before);
-            return Err(error.into());
+        match tokens {
+            &[id] if self.model.0.decodes_without_tensors() => self.decode(id),
+            _ => {
+                let before = self.len();
+                let logits = self.feed(tokens)?;
+                self.workspace.set_logits(&logits).map_err(|error| {
+                    self.truncate(before);
+                    error.into()
+                })
+            }
         }
-        Ok(())
     }
 
-    /// The logits `[vocab_size]` that the latest [`Session::advance`] ended with; none before the first.
+    /// The logits `[vocab_size]` after the last token, where [`Session::advance`] took it; none after going back.
     pub fn logits(&self) -> &[f32] {
         &self.workspace.logits
+    }
+
+    /// Takes a token without tensors.
+    fn decode(&mut self, id: u32) -> Result<()> {
+        self.check(&[id])?;
+        let before = self.len();
+        self.model.0.decode(id, &mut self.cache, &mut self.workspace).map_err(|error| {
+            self.workspace.logits.clear();
+            self.truncate(before);
+            error.into()
+        })
     }
 
     /// Takes the next tokens and hands the logits of all of them to `visit`, a chunk at a time:
@@ -219,6 +232,7 @@ impl Session {
         mut visit: impl FnMut(usize, Tensor) -> candle_core::Result<()> + Send,
     ) -> Result<()> {
         self.check(tokens)?;
+        self.workspace.logits.clear();
         let before = self.len();
         // Inside the thread pool, so that the many parallel ops of a step start without a hand-over from outside.
         rayon::scope(|_| {
@@ -253,7 +267,12 @@ impl Session {
     /// again. Returns the positions left. Without packed or sliding layers nothing is lost; a few positions can
     /// always be taken back, and so can all since [`Session::set_mark`].
     pub fn truncate(&mut self, len: usize) -> usize {
-        self.cache.truncate(len)
+        let before = self.len();
+        let left = self.cache.truncate(len);
+        if left < before {
+            self.workspace.logits.clear();
+        }
+        left
     }
 
     /// Remembers the present length as one to which [`Session::truncate`] can go back whatever follows.
@@ -264,5 +283,6 @@ impl Session {
     /// Forgets everything.
     pub fn reset(&mut self) {
         self.cache.reset();
+        self.workspace.logits.clear();
     }
 }

@@ -1,6 +1,6 @@
 //! What a step of decoding works with.
 
-use crate::layers::{AttentionWorkspace, MlpWorkspace, RotaryAngles};
+use crate::layers::{AttentionWorkspace, MlpWorkspace, RotaryRow};
 use candle_core::Tensor;
 use squish_kernels::SingleInput;
 
@@ -8,17 +8,17 @@ use squish_kernels::SingleInput;
 #[derive(Debug, Default)]
 pub struct Workspace {
     /// The residual stream `[hidden_size]`.
-    pub stream: Vec<f32>,
+    pub(crate) stream: Vec<f32>,
     /// What a layer reads, and afterwards what it has made of it.
-    pub layer: SingleInput,
+    pub(crate) layer: SingleInput,
     /// The position in layers that see all positions.
-    pub rotary: RotaryAngles,
+    pub(crate) rotary: RotaryRow,
     /// The position in layers that see a sliding window.
-    pub sliding_rotary: RotaryAngles,
+    pub(crate) sliding_rotary: RotaryRow,
     /// Of attention layers.
-    pub attention: AttentionWorkspace,
+    pub(crate) attention: AttentionWorkspace,
     /// Of MLP layers.
-    pub mlp: MlpWorkspace,
+    pub(crate) mlp: MlpWorkspace,
     /// What comes out `[vocab_size]`.
     pub logits: Vec<f32>,
 }
@@ -35,8 +35,8 @@ impl Workspace {
 }
 
 impl Clone for Workspace {
-    /// An empty one: buffers hold nothing that a step needs of an earlier one.
+    /// One with these logits: nothing else is needed of an earlier step.
     fn clone(&self) -> Self {
-        Self::default()
+        Self { logits: self.logits.clone(), ..Self::default() }
     }
 }

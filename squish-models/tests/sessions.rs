@@ -1,7 +1,14 @@
 //! Sessions with small caches: going back, snapshots, and the ends of a context.
 
-use squish_models::{Device, Error, KvMode, Model, Session, SessionOptions};
-use std::path::{Path, PathBuf};
+use squish_kernels::Input;
+use squish_models::{Checkpoint, Device, Error, KvMode, Model, Session, SessionOptions, layers::Observer};
+use std::{
+    path::{Path, PathBuf},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
 
 fn models() -> Vec<(&'static str, Model)> {
     let testbed = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/testbed"));
@@ -239,4 +246,29 @@ fn a_context_has_an_end_and_sessions_do_not_meet() {
             assert!(matches!(model.session_with(options), Err(Error::Context { .. })));
         }
     }
+}
+
+/// Counts what it is shown.
+#[derive(Debug, Default)]
+struct Counter(AtomicUsize);
+
+impl Observer for Counter {
+    fn input(&self, _: &str, _: &Input) -> candle_core::Result<()> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Who wants to see the inputs of linears sees those of a single token, too.
+#[test]
+fn observers_see_what_is_decoded() {
+    let bundled = concat!(env!("CARGO_MANIFEST_DIR"), "/../assets/squish-tiny-sqint2");
+    let counter = Arc::new(Counter::default());
+    let mut checkpoint = Checkpoint::open(bundled).unwrap();
+    checkpoint.observe(Some(counter.clone()));
+    let model = Model::from_checkpoint(&checkpoint, &Device::Cpu).unwrap();
+    assert!(!model.layers().decodes_without_tensors());
+    model.session().advance(&[1]).unwrap();
+    // Seven in each block, and the head.
+    assert_eq!(counter.0.load(Ordering::Relaxed), 7 * model.config().num_hidden_layers + 1);
 }

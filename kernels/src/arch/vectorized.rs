@@ -2,7 +2,7 @@
 
 use pulp::{Arch, NullaryFnOnce};
 
-/// Calls `work`, compiled for these vectors where all of it is inlined.
+/// Calls `work`, compiled for the best vectors of the processor. The closure, and all that it calls, has to be `#[inline(always)]`.
 ///
 /// A closure that only borrows what it captures is called by value through a function of its own, which [`pulp`] would leave
 /// uninlined, and so without vectors; by reference it is called itself.

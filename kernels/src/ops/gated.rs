@@ -54,7 +54,7 @@ impl CustomOp2 for Gated {
             self.row(gate, up, &mut y)?;
         } else {
             let inputs = gate.par_chunks(cols.max(1)).zip(up.par_chunks(cols.max(1)));
-            y.par_chunks_mut(cols.max(1)).zip(inputs).for_each(|(y, (gate, up))| self.alone(gate, up, 0, y));
+            y.par_chunks_mut(cols.max(1)).zip(inputs).for_each(|(y, (gate, up))| self.part(gate, up, 0, y));
         }
         Ok((CpuStorage::F32(y), gate_layout.shape().clone()))
     }
@@ -103,16 +103,16 @@ impl Gated {
         if self.rotation.as_ref().is_none_or(|rotation| rotation.block() >= 64) {
             team::for_each_chunk(y, chunk, |i, y| {
                 let at = i * chunk..i * chunk + y.len();
-                self.alone(&gate[at.clone()], &up[at], i * chunk, y);
+                self.part(&gate[at.clone()], &up[at], i * chunk, y);
             });
         } else {
-            self.alone(gate, up, 0, y);
+            self.part(gate, up, 0, y);
         }
         Ok(())
     }
 
     /// The values from `first` on of a row, where whole blocks of the rotation begin and end.
-    fn alone(&self, gate: &[f32], up: &[f32], first: usize, y: &mut [f32]) {
+    fn part(&self, gate: &[f32], up: &[f32], first: usize, y: &mut [f32]) {
         y.copy_from_slice(gate);
         multiply(self.activation, y, up);
         self.rotation.iter().for_each(|rotation| rotation.apply_from(first, y));

@@ -59,8 +59,10 @@ impl CustomOp1 for MatMul {
 fn matmul(w: &Packed, x: &[f32], batch: usize) -> crate::Result<Vec<f32>> {
     let panel_dot = arch::kernels()?.panel_dot;
     let mut y = vec![0.0; w.rows() * batch];
+    if batch == 1 {
+        multiply(w, x, &mut y)?;
+    }
     if batch <= 1 {
-        multiply(w, &x[..w.cols() * batch], &mut y)?;
         return Ok(y);
     }
     // Computed as y^T [rows, batch], so that each panel of rows owns one run of memory.
@@ -68,11 +70,15 @@ fn matmul(w: &Packed, x: &[f32], batch: usize) -> crate::Result<Vec<f32>> {
     Ok(transpose(&y, batch))
 }
 
-/// `y [rows] = W x` for one input.
+/// `y [rows] = W x` for one input `x [cols]`.
 ///
 /// # Errors
 /// As [`arch::kernels`].
+///
+/// # Panics
+/// When `x` or `y` has another length.
 pub(crate) fn multiply(w: &Packed, x: &[f32], y: &mut [f32]) -> crate::Result<()> {
+    assert!(x.len() == w.cols() && y.len() == w.rows());
     let panel_dot = arch::kernels()?.panel_dot;
     y.fill(0.0);
     team::for_each_chunk(y, PANEL_ROWS, |i, y| panel(panel_dot, w, i, x, 1, y));

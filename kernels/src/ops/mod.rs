@@ -4,8 +4,9 @@
 //! an op has none for a device, Candle's defaults answer, with an error that names the op.
 //!
 //! What a step of decoding does on the CPU is there without tensors as well, over slices that the caller keeps: [`norm_in_place`],
-//! [`SplitHeads::in_place`], [`Attention::single`], [`Gated::row`], and [`Weight::forward_single`](crate::Weight::forward_single). An op and
-//! its function over slices are one computation, with results equal to the bit.
+//! [`SplitHeads::in_place`], [`History::append_single`](crate::kv::History::append_single), [`Attention::single`], [`Gated::row`],
+//! [`Weight::forward_single`](crate::Weight::forward_single) and [`add_in_place`]. An op and its function over slices are one computation,
+//! with results equal to the bit.
 
 mod attention;
 mod dense_attention;

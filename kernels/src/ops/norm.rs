@@ -62,7 +62,7 @@ impl CustomOp1 for Norm<'_> {
                 (Some(_), ..) => Added::AsItIs,
             },
             rotation: self.rotation.as_deref(),
-            alone: rows == 1,
+            several_threads: rows == 1,
         };
         let Some((added, _)) = self.added else {
             let mut y = vec![0.0; x.len()];
@@ -150,7 +150,7 @@ pub enum Added<N> {
 /// sum afterwards.
 ///
 /// # Errors
-/// When the scales or the rotation are for another size.
+/// When `y`, a scale or the rotation is of another size than the stream.
 pub fn norm_in_place(
     stream: &mut [f32],
     y: &mut [f32],
@@ -173,7 +173,8 @@ pub fn norm_in_place(
             Added::Normed((after.get(NAME, cols)?, scale.eps))
         }
     };
-    Row { scale: (factor.get(NAME, cols)?, scale.eps), added, rotation, alone: true }.apply(stream, y);
+    Row { scale: (factor.get(NAME, cols)?, scale.eps), added, rotation, several_threads: true }
+        .apply(stream, y);
     Ok(())
 }
 
@@ -184,7 +185,7 @@ struct Row<'a> {
     added: Added<(&'a [f32], f32)>,
     rotation: Option<&'a Rotation>,
     /// Whether several threads may work on it.
-    alone: bool,
+    several_threads: bool,
 }
 
 impl Row<'_> {
@@ -204,7 +205,7 @@ impl Row<'_> {
     fn finish(&self, y: &mut [f32]) {
         scale(y, self.scale.0, self.scale.1);
         match self.rotation {
-            Some(rotation) if self.alone => rotation.apply_together(y),
+            Some(rotation) if self.several_threads => rotation.apply_together(y),
             Some(rotation) => rotation.apply(y),
             None => {}
         }

@@ -1,14 +1,10 @@
-//! What works on slices against the op over tensors, to the bit, with the same buffers from case to case.
+//! What works on slices against the op over tensors, to the bit, with the same buffers from case to case; for attention, in its own tests.
 
 use super::{
     tests::{corrected, input, random},
     *,
 };
-use crate::{
-    Arithmetic, Input, Rotation, SingleInput, Weight,
-    kv::{History, Mode},
-    scheme,
-};
+use crate::{Arithmetic, Input, Rotation, SingleInput, Weight, scheme};
 use candle_core::{Device, Tensor};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use std::sync::Arc;
@@ -112,6 +108,16 @@ fn norms() {
 }
 
 #[test]
+fn biases() {
+    let rng = &mut StdRng::seed_from_u64(8);
+    let (mut y, bias) = (input(1, 70, rng), input(1, 70, rng));
+    let expected: Vec<f32> = y.iter().zip(&bias).map(|(y, bias)| y + bias).collect();
+    add_in_place(&mut y, &tensor(&bias, 70)).unwrap();
+    assert_eq!(y, expected);
+    assert!(add_in_place(&mut y[1..], &tensor(&bias, 70)).is_err());
+}
+
+#[test]
 fn heads() {
     let rng = &mut StdRng::seed_from_u64(6);
     for (heads, kv_heads, dim) in [(4, 2, 8), (3, 3, 64), (14, 2, 128)] {
@@ -136,55 +142,4 @@ fn heads() {
             assert!(SplitHeads { head_dim: dim / 2, ..op }.in_place(&mut found).is_err());
         }
     }
-}
-
-/// A position at a time, by one pair of buffers for all histories, long and short by turns.
-#[test]
-fn attention() {
-    let rng = &mut StdRng::seed_from_u64(7);
-    let mut buffers = AttentionBuffers::default();
-    for (case, mode) in Mode::NAMED.iter().chain(&Mode::NAMED).enumerate() {
-        let (kv_heads, group, dim) = if case % 2 == 0 { (2, 3, 64) } else { (1, 20, 128) };
-        let window = (case >= Mode::NAMED.len()).then_some(100);
-        let mut histories = [History::new(*mode, 70), History::new(*mode, 70)];
-        for position in 0..if case % 3 == 0 { 700 } else { 90 } {
-            let [q, mut k, mut v] =
-                [kv_heads * group, kv_heads, kv_heads].map(|heads| input(1, heads * dim, rng));
-            let [of_tensors, of_slices] = &mut histories;
-            let heads = |values: &[f32]| tensor(values, (values.len() / dim, 1, dim));
-            of_tensors.append(&heads(&k), &heads(&v), window).unwrap();
-            of_slices.append_single(&mut k, &mut v, dim, window).unwrap();
-            if position % 50 > 0 && position % 64 > 0 {
-                continue;
-            }
-            let op = |history| Attention { scale: 0.3, softcap: None, history };
-            let expected = values(&heads(&q).apply_op1_no_bwd(&op(of_tensors)).unwrap());
-            let mut found = vec![f32::NAN; q.len()];
-            op(of_slices).single(&q, &mut buffers, &mut found).unwrap();
-            assert_eq!(found, expected, "{mode} {position}");
-            histories.iter_mut().for_each(History::prune);
-        }
-    }
-}
-
-#[test]
-fn attention_refuses_what_does_not_fit() {
-    let mut history = History::default();
-    let (mut k, mut v, buffers) = (vec![1.0; 128], vec![1.0; 128], &mut AttentionBuffers::default());
-    fn op(history: &History) -> Attention<'_> {
-        Attention { scale: 1.0, softcap: None, history }
-    }
-    assert!(op(&history).single(&[0.0; 128], buffers, &mut [0.0; 128]).is_err());
-    assert!(history.append_single(&mut k, &mut v[..64], 64, None).is_err());
-    assert!(history.append_single(&mut k[..100], &mut v[..100], 64, None).is_err());
-    assert!(history.append_single(&mut k, &mut v, 0, None).is_err());
-    assert!(history.append_single(&mut k, &mut v, 64, Some(0)).is_err());
-    assert!(history.is_empty());
-    history.append_single(&mut k, &mut v, 64, None).unwrap();
-    assert!(history.append_single(&mut k, &mut v, 128, None).is_err());
-    for (q, y) in [(64, 64), (128, 64), (130, 130), (0, 0)] {
-        assert!(op(&history).single(&vec![0.0; q], buffers, &mut vec![0.0; y]).is_err(), "{q} {y}");
-    }
-    assert!(op(&history).single(&[0.0; 256], buffers, &mut [0.0; 256]).is_ok());
-    assert_eq!(history.len(), 1);
 }

@@ -158,7 +158,7 @@ impl Checkpoint {
         self.observer = observer;
     }
 
-    /// Whether they show them to anybody.
+    /// Whether linears of models loaded from now on show their inputs to somebody.
     pub(crate) fn is_observed(&self) -> bool {
         self.observer.is_some()
     }

@@ -201,9 +201,6 @@ impl CausalLm for Decoder {
     }
 
     fn decode(&self, id: u32, cache: &mut KvCache, workspace: &mut Workspace) -> candle_core::Result<()> {
-        if self.decodes_without_tensors() {
-            return self.decode_in(workspace, id, cache);
-        }
-        workspace.set_logits(&self.head(self.hidden(&[id], cache)?)?)
+        self.decode_in(id, cache, workspace)
     }
 }

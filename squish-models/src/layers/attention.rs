@@ -1,6 +1,6 @@
 //! Causal grouped-query attention (Ainslie et al. 2023) with a KV cache, over all positions or a sliding window of them.
 
-use super::{Linear, NormStyle, RmsNorm, RotaryAngles, RotaryTable};
+use super::{Linear, NormStyle, RmsNorm, RotaryRow, RotaryTable};
 use crate::{Result, checkpoint::Tensors, kv_cache::LayerCache};
 use candle_core::{Device, Tensor};
 use squish_kernels::{
@@ -92,11 +92,11 @@ impl Attention {
     /// [`forward`](Self::forward) of one position on the CPU without tensors: `x` is the layer's input before, its output after.
     ///
     /// # Errors
-    /// When sizes do not fit; the cache is then as it was.
+    /// When sizes do not fit; the cache may hold the position then.
     pub fn decode(
         &self,
         x: &mut SingleInput,
-        rotary: &RotaryAngles,
+        rotary: &RotaryRow,
         cache: &mut LayerCache,
         workspace: &mut AttentionWorkspace,
     ) -> candle_core::Result<()> {

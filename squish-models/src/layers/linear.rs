@@ -97,7 +97,7 @@ impl Linear {
     /// # Errors
     /// When sizes do not fit.
     pub fn decode(&self, x: &mut SingleInput, y: &mut [f32]) -> candle_core::Result<()> {
-        Weight::forward_single([&self.weight], x, y)?;
+        Self::decode_products([self], x, y)?;
         match &self.bias {
             Some(bias) => ops::add_in_place(y, bias),
             None => Ok(()),
@@ -113,6 +113,7 @@ impl Linear {
         x: &mut SingleInput,
         y: &mut [f32],
     ) -> candle_core::Result<()> {
+        debug_assert!(linears.iter().all(|linear| linear.observer.is_none()));
         Weight::forward_single(linears.map(|linear| &linear.weight), x, y)
     }
 

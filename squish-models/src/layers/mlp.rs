@@ -47,7 +47,7 @@ impl GatedMlp {
     /// # Errors
     /// When a tensor operation fails.
     pub fn forward(&self, x: &Input) -> candle_core::Result<Tensor> {
-        let [gate, up] = Linear::forward_together([&self.gate, &self.up], x)?;
+        let [gate, up] = Linear::products([&self.gate, &self.up], x)?;
         let rotation = Linear::rotation([&self.down]);
         let op = Gated { activation: self.activation, rotation: rotation.clone() };
         let gated = gate.apply_op2_no_bwd(&up, &op)?;

@@ -119,6 +119,11 @@ impl RmsNorm {
             Added::AsItIs => Added::AsItIs,
             Added::Normed(norm) => Added::Normed(norm.scale()),
         };
+        let left = layer.values().len();
+        if !matches!(added, Added::Nothing) && left != stream.len() {
+            let message = format!("a layer's output of {left} for a stream of {}", stream.len());
+            return Err(candle_core::Error::Msg(message).bt());
+        }
         let y = layer.renew(stream.len(), rotation.clone());
         ops::norm_in_place(stream, y, added, self.scale(), rotation.as_deref())
     }

@@ -124,7 +124,7 @@ pub struct RotaryTable {
 
 /// Cosines and sines `[head_dim / 2]` for a single position.
 #[derive(Debug, Default)]
-pub struct RotaryAngles {
+pub struct RotaryRow {
     /// Cosines.
     pub cos: Vec<f32>,
     /// Sines.
@@ -193,7 +193,7 @@ impl Rotary {
     }
 
     /// The table for one position, in the place of what was held.
-    pub fn angles(&self, position: usize, held: &mut RotaryAngles) {
+    pub fn row(&self, position: usize, held: &mut RotaryRow) {
         held.cos.clear();
         held.sin.clear();
         held.cos.extend(self.values(position, f32::cos));

@@ -38,21 +38,21 @@ pub(super) unsafe fn units_dot<D: Dot>(rows: UnitRows, out: &mut [f32]) {
 #[inline]
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn all<D: Dot, const BITS: usize>(rows: &UnitRows, out: &mut [f32]) {
-    let halves = rows.group < UNIT;
+    let (halves, pace) = (rows.group < UNIT, SidePace::new(rows));
     let (pairs, rest) = out.as_chunks_mut::<ROWS>();
     let tail = ROWS * pairs.len();
     // SAFETY: the caller vouches for the instruction set.
     unsafe {
         for (i, out) in pairs.iter_mut().enumerate() {
             match halves {
-                true => some::<D, BITS, true, ROWS>(rows, ROWS * i, out),
-                false => some::<D, BITS, false, ROWS>(rows, ROWS * i, out),
+                true => some::<D, BITS, true, ROWS>(rows, pace, ROWS * i, out),
+                false => some::<D, BITS, false, ROWS>(rows, pace, ROWS * i, out),
             }
         }
         for (i, out) in rest.as_chunks_mut::<1>().0.iter_mut().enumerate() {
             match halves {
-                true => some::<D, BITS, true, 1>(rows, tail + i, out),
-                false => some::<D, BITS, false, 1>(rows, tail + i, out),
+                true => some::<D, BITS, true, 1>(rows, pace, tail + i, out),
+                false => some::<D, BITS, false, 1>(rows, pace, tail + i, out),
             }
         }
     }
@@ -66,10 +66,11 @@ unsafe fn all<D: Dot, const BITS: usize>(rows: &UnitRows, out: &mut [f32]) {
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn some<D: Dot, const BITS: usize, const HALVES: bool, const R: usize>(
     rows: &UnitRows,
+    pace: SidePace,
     first: usize,
     out: &mut [f32; R],
 ) {
-    let (table, pace) = (both(rows.table), SidePace::new(rows));
+    let table = both(rows.table);
     let (x, row): (_, [UnitRow; R]) = (rows.x, std::array::from_fn(|r| rows.row(first + r)));
     let (values, mut sums) = (x.values().as_chunks::<UNIT>().0, [_mm256_setzero_ps(); R]);
     for start in (0..values.len()).step_by(BLOCK) {
@@ -80,25 +81,19 @@ unsafe fn some<D: Dot, const BITS: usize, const HALVES: bool, const R: usize>(
         // Scales of weights times those of the input: one a unit, or two.
         let mut scales = [[[0f32; BLOCK]; 2]; R];
         if HALVES {
-            let (mut input, mut sums_of) = ([0f32; 2 * BLOCK], [0f32; 2 * BLOCK]);
-            let pairs = input.as_chunks_mut::<2>().0.iter_mut().zip(sums_of.as_chunks_mut::<2>().0);
-            for ((input, sums_of), (&scale, parts)) in
-                pairs.zip(x.scales()[block.clone()].iter().zip(&x.sums()[block.clone()]))
-            {
-                *input = [scale; 2];
-                *sums_of = parts.map(|part| scale * rows.level_unit * part as f32);
-            }
             let halves = 2 * start..2 * block.end;
             for r in 0..R {
                 let scales = scales[r].as_flattened_mut();
                 floats(&row[r].scales[halves.clone()], scales);
-                scales.iter_mut().zip(&input).for_each(|(scale, input)| *scale *= input);
+                let input = &x.half_scales().as_flattened()[halves.clone()];
+                scales.iter_mut().zip(input).for_each(|(scale, input)| *scale *= input);
                 if let Some(stored) = row[r].minima.get(halves.clone()) {
                     let mut minima = [0f32; 2 * BLOCK];
                     floats(stored, &mut minima);
-                    for (minima, sums_of) in minima.as_chunks::<8>().0.iter().zip(sums_of.as_chunks::<8>().0)
-                    {
-                        sums[r] = _mm256_fmadd_ps(load_floats(minima), load_floats(sums_of), sums[r]);
+                    let halves = x.half_sums().as_flattened()[halves.start..].as_chunks::<8>().0;
+                    for (minima, halves) in minima.as_chunks::<8>().0.iter().zip(halves) {
+                        let halves = _mm256_mul_ps(load_floats(halves), _mm256_set1_ps(rows.level_unit));
+                        sums[r] = _mm256_fmadd_ps(load_floats(minima), halves, sums[r]);
                     }
                 }
             }

@@ -38,11 +38,14 @@ const ROWS: usize = 4;
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
 fn all<const BITS: usize>(rows: &UnitRows, out: &mut [f32]) {
+    if rows.x.scales().is_empty() {
+        return out.fill(0.0);
+    }
     let (tables, pace) = (UnitLevels::new(rows.table, BITS), SidePace::new(rows));
     let (whole, rest) = out.as_chunks_mut::<ROWS>();
     let tail = ROWS * whole.len();
     for (i, out) in whole.iter_mut().enumerate() {
-        *out = totals(match rows.group < UNIT {
+        *out = lane_sums(match rows.group < UNIT {
             true => in_halves::<BITS, ROWS>(rows, &tables, pace, ROWS * i),
             false => in_units::<BITS, ROWS>(rows, &tables, pace, ROWS * i),
         });
@@ -52,14 +55,14 @@ fn all<const BITS: usize>(rows: &UnitRows, out: &mut [f32]) {
             true => in_halves::<BITS, 1>(rows, &tables, pace, tail + i),
             false => in_units::<BITS, 1>(rows, &tables, pace, tail + i),
         };
-        *out = _mm512_reduce_add_ps(sum);
+        [*out, ..] = lane_sums([sum; ROWS]);
     }
 }
 
 /// The sum of each register's lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn totals([a, b, c, d]: [__m512; ROWS]) -> [f32; ROWS] {
+fn lane_sums([a, b, c, d]: [__m512; ROWS]) -> [f32; ROWS] {
     // Quarters 0 and 2 of both, and 1 and 3: what is added up then is of the first in the lower half, of the second in the upper.
     let ab = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0xdd>(a, b));
     let cd = _mm512_add_ps(_mm512_shuffle_f32x4::<0x88>(c, d), _mm512_shuffle_f32x4::<0xdd>(c, d));
@@ -97,7 +100,7 @@ fn in_units<const BITS: usize, const R: usize>(
             if start + BLOCK < values.len() {
                 let side = rows.prepare(&row, start + BLOCK, &mut scales[next]);
                 sums[1] = _mm512_add_ps(sums[1], side);
-            } else {
+            } else if r + 1 < R {
                 sides[next] = rows.prepare(&next_row, 0, &mut scales[next]);
             }
             let units = &values[start..values.len().min(start + BLOCK)];
@@ -134,7 +137,7 @@ fn in_halves<const BITS: usize, const R: usize>(
 ) -> [__m512; R] {
     let (x, values) = (rows.x, rows.x.values().as_chunks::<UNIT>().0);
     let (half_scales, half_sums) = (x.half_scales().as_flattened(), x.half_sums().as_flattened());
-    let (unit, too_much) = (_mm512_set1_ps(rows.level_unit), _mm512_set1_ps(-OFFSET as f32));
+    let (unit, correction) = (_mm512_set1_ps(rows.level_unit), _mm512_set1_ps(-OFFSET as f32));
     let mut totals = [_mm512_setzero_ps(); R];
     for (r, total) in totals.iter_mut().enumerate() {
         let (row, mut sums) = (rows.row(first + r), [_mm512_setzero_ps(); 2]);
@@ -142,14 +145,15 @@ fn in_halves<const BITS: usize, const R: usize>(
         let mut halves = halves.map(|(scales, sums)| [of_sixteen(scales), of_sixteen(sums)]);
         for start in (0..values.len()).step_by(BLOCK) {
             fetch_units_ahead(&row, pace, BITS, start);
-            let (Some(lower), Some(upper)) = (halves.next(), halves.next()) else { break };
+            let mut next = || halves.next().expect("halves of whole blocks");
+            let (lower, upper) = (next(), next());
             let mut scales = [[0f32; BLOCK]; 2];
             for (part, [of_x, sums_of_x]) in [lower, upper].into_iter().enumerate() {
                 let first = 2 * start + BLOCK * part;
-                let stored = floats(from(row.scales, first));
+                let stored = floats(block_from(row.scales, first));
                 store(&mut scales[part], _mm512_mul_ps(stored, of_x));
-                sums[0] = _mm512_fmadd_ps(stored, _mm512_mul_ps(sums_of_x, too_much), sums[0]);
-                let minima = floats(from(row.minima, first));
+                sums[0] = _mm512_fmadd_ps(stored, _mm512_mul_ps(sums_of_x, correction), sums[0]);
+                let minima = floats(block_from(row.minima, first));
                 sums[1] = _mm512_fmadd_ps(minima, _mm512_mul_ps(sums_of_x, unit), sums[1]);
             }
             let units = &values[start..values.len().min(start + BLOCK)];
@@ -180,19 +184,19 @@ impl UnitLevels {
 }
 
 impl UnitRows<'_> {
-    /// The scales of a row's block from unit `start` on, times those of the input. Products are of levels with 128 added: what that is too
-    /// much is returned.
+    /// The scales of a row's block from unit `start` on, times those of the input. Products are of levels with 128 added: what is to be added
+    /// for that is returned, in units of levels.
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
     fn prepare(&self, row: &UnitRow, start: usize, scales: &mut [f32; BLOCK]) -> __m512 {
         let stored = match self.group {
-            UNIT => floats(from(row.scales, start)),
+            UNIT => floats(block_from(row.scales, start)),
             _ => {
                 let (first, within) = self.groups_of_lanes(start);
-                _mm512_cvtph_ps(_mm256_permutexvar_epi16(within, halves_of(from(row.scales, first))))
+                _mm512_cvtph_ps(_mm256_permutexvar_epi16(within, halves_of(block_from(row.scales, first))))
             }
         };
-        store(scales, _mm512_mul_ps(stored, some_floats(from(self.x.scales(), start))));
+        store(scales, _mm512_mul_ps(stored, some_floats(block_from(self.x.scales(), start))));
         // Of a block, twice as many halves.
         let sums = self.x.half_sums().as_flattened().as_chunks::<BLOCK>().0;
         let at = 2 * start / BLOCK;
@@ -212,7 +216,7 @@ fn pairs_of(lower: __m512, upper: __m512) -> __m512 {
 
 /// At most sixteen from `first` on.
 #[inline(always)]
-fn from<T>(all: &[T], first: usize) -> &[T] {
+fn block_from<T>(all: &[T], first: usize) -> &[T] {
     let rest = &all[first.min(all.len())..];
     &rest[..rest.len().min(BLOCK)]
 }

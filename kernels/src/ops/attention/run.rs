@@ -44,7 +44,7 @@ pub struct Run<'a> {
 /// What a task works in.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    /// The queries of a task, of several positions: `[rows, head_dim]`.
+    /// The queries of a task: `[rows, head_dim]`.
     queries: Vec<f32>,
     /// `[rows, positions]`.
     scores: Vec<f32>,

@@ -251,3 +251,55 @@ fn refuses_what_does_not_fit() {
     let error = History::new(Mode::K8V4, 128).append(&k, &k, None).unwrap_err().to_string();
     assert!(error.contains("k8v4") && error.contains("64"), "{error}");
 }
+
+/// A position at a time, by one pair of buffers for all histories, long and short by turns.
+#[test]
+fn single_positions_equal_tensors_to_the_bit() {
+    let mut seed = 7;
+    let mut buffers = AttentionBuffers::default();
+    for (case, mode) in Mode::NAMED.iter().chain(&Mode::NAMED).enumerate() {
+        let (kv_heads, group, dim) = if case % 2 == 0 { (2, 3, 64) } else { (1, 20, 128) };
+        let window = (case >= Mode::NAMED.len()).then_some(100);
+        let mut histories = [History::new(*mode, 70), History::new(*mode, 70)];
+        for position in 0..if case % 3 == 0 { 700 } else { 90 } {
+            let [q, k, v] =
+                [kv_heads * group, kv_heads, kv_heads].map(|heads| random([heads, 1, dim], &mut seed, 1.0));
+            let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            let [of_tensors, of_slices] = &mut histories;
+            of_tensors.append(&k, &v, window).unwrap();
+            let (q_values, mut k, mut v) = (values(&q), values(&k), values(&v));
+            of_slices.append_single(&mut k, &mut v, dim, window).unwrap();
+            if position % 50 > 0 && position % 64 > 0 {
+                continue;
+            }
+            let op = |history| Attention { scale: 0.3, softcap: None, history };
+            let expected = values(&q.apply_op1_no_bwd(&op(of_tensors)).unwrap());
+            let mut found = vec![f32::NAN; q_values.len()];
+            op(of_slices).single(&q_values, &mut buffers, &mut found).unwrap();
+            assert_eq!(found, expected, "{mode} {position}");
+            histories.iter_mut().for_each(History::prune);
+        }
+    }
+}
+
+#[test]
+fn a_single_position_that_does_not_fit_is_refused() {
+    let mut history = History::default();
+    let (mut k, mut v, buffers) = (vec![1.0; 128], vec![1.0; 128], &mut AttentionBuffers::default());
+    fn op(history: &History) -> Attention<'_> {
+        Attention { scale: 1.0, softcap: None, history }
+    }
+    assert!(op(&history).single(&[0.0; 128], buffers, &mut [0.0; 128]).is_err());
+    assert!(history.append_single(&mut k, &mut v[..64], 64, None).is_err());
+    assert!(history.append_single(&mut k[..100], &mut v[..100], 64, None).is_err());
+    assert!(history.append_single(&mut k, &mut v, 0, None).is_err());
+    assert!(history.append_single(&mut k, &mut v, 64, Some(0)).is_err());
+    assert!(history.is_empty());
+    history.append_single(&mut k, &mut v, 64, None).unwrap();
+    assert!(history.append_single(&mut k, &mut v, 128, None).is_err());
+    for (q, y) in [(64, 64), (128, 64), (130, 130), (0, 0)] {
+        assert!(op(&history).single(&vec![0.0; q], buffers, &mut vec![0.0; y]).is_err(), "{q} {y}");
+    }
+    assert!(op(&history).single(&[0.0; 256], buffers, &mut [0.0; 256]).is_ok());
+    assert_eq!(history.len(), 1);
+}
