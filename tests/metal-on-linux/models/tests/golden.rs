@@ -26,8 +26,8 @@ fn check(name: &str, prompts: &[&str]) {
         if *prompt == prompts[0] {
             let mut greedy = vec![argmax(&logits[ids.len() - 1])];
             while greedy.len() < 32 {
-                let next = session.feed(&greedy[greedy.len() - 1..]).unwrap();
-                greedy.push(argmax(&next.to_vec1::<f32>().unwrap()));
+                session.advance(&greedy[greedy.len() - 1..]).unwrap();
+                greedy.push(argmax(session.logits()));
             }
             assert_eq!(
                 greedy,
