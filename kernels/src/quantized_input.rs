@@ -21,10 +21,15 @@ pub const PADDED: usize = 16;
 /// Groups that are worth a thread's while.
 const TOGETHER: usize = 16;
 
+/// The values of a group, in a cache line of their own.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+struct Aligned([i8; GROUP]);
+
 /// An input `[cols]` in eight bits.
 #[derive(Debug, Clone, Default)]
 pub struct QuantizedInput {
-    values: Vec<i8>,
+    values: Vec<Aligned>,
     scales: Vec<f32>,
     sums: Vec<[i32; 2]>,
     half_scales: Vec<[f32; 2]>,
@@ -58,7 +63,7 @@ impl QuantizedInput {
             // SAFETY: runs of groups do not overlap, and each index comes once.
             let mut parts = unsafe {
                 Parts {
-                    values: values.part(first * GROUP, count * GROUP),
+                    values: values.part(first, count),
                     scales: scales.part(first, count),
                     sums: sums.part(first, count),
                 }
@@ -69,7 +74,7 @@ impl QuantizedInput {
     }
 
     fn resize(&mut self, groups: usize) {
-        self.values.resize(groups * GROUP, 0);
+        self.values.resize(groups, Aligned([0; GROUP]));
         self.scales.resize(groups, 0.0);
         self.sums.resize(groups, [0; 2]);
     }
@@ -88,7 +93,8 @@ impl QuantizedInput {
 
     /// The values, a multiple of [`GROUP`].
     pub fn values(&self) -> &[i8] {
-        &self.values
+        // SAFETY: groups of exactly so many values, one after the other.
+        unsafe { std::slice::from_raw_parts(self.values.as_ptr().cast(), GROUP * self.values.len()) }
     }
 
     /// What the values of each group are multiplied by.
@@ -114,7 +120,7 @@ impl QuantizedInput {
 
 /// Some groups of an input that is being rounded.
 struct Parts<'a> {
-    values: &'a mut [i8],
+    values: &'a mut [Aligned],
     scales: &'a mut [f32],
     sums: &'a mut [[i32; 2]],
 }
@@ -136,7 +142,7 @@ impl Parts<'_> {
         let mut last = [0.0; GROUP];
         last[..rest.len()].copy_from_slice(rest);
         let groups = whole.iter().chain(std::iter::once(&last).filter(|_| !rest.is_empty()));
-        let values = self.values.as_chunks_mut::<GROUP>().0.iter_mut();
+        let values = self.values.iter_mut();
         for (((x, values), scale), sums) in groups.zip(values).zip(&mut *self.scales).zip(&mut *self.sums) {
             // Magnitudes are ordered as their bits are, with what is not finite above all that is.
             let most = x.iter().fold(0, |most, v| most.max(v.to_bits() & !(1 << 31)));
@@ -149,7 +155,7 @@ impl Parts<'_> {
             for (rounded, x) in rounded.iter_mut().zip(x) {
                 *rounded = nearest(x * inverse) as i8;
             }
-            *values = rounded;
+            values.0 = rounded;
             for (sum, half) in sums.iter_mut().zip(rounded.as_chunks::<HALF>().0) {
                 let mut lanes = [0; LANES];
                 for some in half.as_chunks::<LANES>().0 {
