@@ -45,8 +45,7 @@ impl Input {
     /// # Errors
     /// Where it is there under a rotation only.
     pub fn plain(&self) -> Result<&Tensor> {
-        let message = "the input is not there as it was before its rotation";
-        self.plain.as_ref().ok_or_else(|| Error::Msg(message.into()).bt())
+        self.plain.as_ref().ok_or_else(rotated_only)
     }
 
     /// The input under this rotation.
@@ -87,6 +86,11 @@ impl Input {
         let cols = x.dim(D::Minus1)?;
         held_or(&self.quantized_batch, rotation, x, |values| QuantizedBatch::new(values, cols, depth))
     }
+}
+
+/// That an input is there under a rotation only, and not under the one asked for.
+pub(crate) fn rotated_only() -> Error {
+    Error::Msg("the input is not there as it was before its rotation".into()).bt()
 }
 
 /// What is held for this rotation; else what `round` makes of the values of `x`, held from now on.

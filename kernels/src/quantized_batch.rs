@@ -59,8 +59,9 @@ impl QuantizedBatch {
         let sums = found.sums.par_chunks_mut((width * groups * 2).max(1));
         let inputs = x.par_chunks((width * cols).max(1));
         values.zip(scales).zip(sums).zip(inputs).for_each(|(((values, scales), sums), x)| {
+            let mut one = QuantizedInput::default();
             for (w, x) in x.chunks_exact(cols).enumerate() {
-                let one = QuantizedInput::new(x);
+                one.round_alone(x);
                 match depth {
                     4 => spread::<4>(one.values(), values, w, width),
                     8 => spread::<8>(one.values(), values, w, width),

@@ -40,11 +40,16 @@ impl QuantizedInput {
     /// The nearest such input. A group that holds what is no finite number has the scale NaN.
     pub fn new(x: &[f32]) -> Self {
         let mut found = Self::default();
-        found.fill(x, usize::MAX);
+        found.round_alone(x);
         found
     }
 
-    /// [`QuantizedInput::new`] in the place of what was held, by several threads where the input is long enough for that.
+    /// [`QuantizedInput::new`] in the place of what was held.
+    pub(crate) fn round_alone(&mut self, x: &[f32]) {
+        self.fill(x, usize::MAX);
+    }
+
+    /// [`round_alone`](Self::round_alone) by several threads, where the input is long enough for that.
     pub(crate) fn round(&mut self, x: &[f32]) {
         let long = x.len() >= 2 * TOGETHER * GROUP;
         self.fill(x, if long { TOGETHER } else { usize::MAX });

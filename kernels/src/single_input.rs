@@ -1,6 +1,6 @@
 //! A single input of linears in buffers that are used again: what a step of decoding on the CPU multiplies by, without tensors.
 
-use crate::{QuantizedInput, Rotation, Weight, arch, ops};
+use crate::{QuantizedInput, Rotation, Weight, arch, input::rotated_only, ops};
 use candle_core::{Error, Result};
 use std::sync::Arc;
 
@@ -74,11 +74,7 @@ impl SingleInput {
                     rotated.extend_from_slice(values);
                     by.apply_together(rotated);
                 }),
-                (_, Some(_)) => {
-                    return Err(
-                        Error::Msg("the input is not there as it was before its rotation".into()).bt()
-                    );
-                }
+                (_, Some(_)) => return Err(rotated_only()),
             };
             // Matrices that one parallel region multiplies.
             let alike = |weight: &&&Weight| weight.multiplies_integers() && weight.rotation() == rotation;

@@ -123,11 +123,12 @@ impl Generation {
     /// Feeds the model what it has not seen; false when cancelled.
     fn feed(&mut self, session: &mut Session) -> Result<bool> {
         debug_assert!(!self.unfed.is_empty(), "there is something to go on from");
-        for chunk in self.unfed.chunks(PREFILL_CHUNK) {
+        let mut chunks = self.unfed.chunks(PREFILL_CHUNK);
+        while let Some(chunk) = chunks.next() {
             if self.cancel.is_cancelled() {
                 return Ok(false);
             }
-            session.feed(chunk)?;
+            session.feed(chunk, chunks.len() == 0)?;
         }
         self.unfed.clear();
         if self.stats.time_to_first_token.is_none() {

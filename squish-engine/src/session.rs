@@ -174,9 +174,10 @@ impl Session {
         self.cache.set_mark();
     }
 
-    /// Appends tokens to the cache.
-    pub(crate) fn feed(&mut self, tokens: &[u32]) -> Result<()> {
-        if let Err(error) = self.cache.advance(tokens) {
+    /// Appends tokens to the cache. Only of the `last` ones are there logits afterwards: a device need not be waited for before.
+    pub(crate) fn feed(&mut self, tokens: &[u32], last: bool) -> Result<()> {
+        let fed = if last { self.cache.advance(tokens) } else { self.cache.feed(tokens).map(drop) };
+        if let Err(error) = fed {
             self.reset();
             return Err(error.into());
         }

@@ -125,8 +125,7 @@ impl Gated {
         if same && self.rotation.as_ref().is_none_or(|rotation| rotation.cols() == cols) {
             return Ok(cols);
         }
-        let message =
-            format!("{}: {:?} and {:?} differ, or the rotation's size", NAME, gate.dims(), up.dims());
+        let message = format!("{NAME}: {:?} and {:?} differ, or the rotation's size", gate.dims(), up.dims());
         Err(candle_core::Error::Msg(message).bt())
     }
 }

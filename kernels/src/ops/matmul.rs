@@ -59,15 +59,16 @@ impl CustomOp1 for MatMul {
 fn matmul(w: &Packed, x: &[f32], batch: usize) -> crate::Result<Vec<f32>> {
     let panel_dot = arch::kernels()?.panel_dot;
     let mut y = vec![0.0; w.rows() * batch];
-    if batch == 1 {
-        multiply(w, x, &mut y)?;
+    match batch {
+        0 => Ok(y),
+        1 => multiply(w, x, &mut y).map(|()| y),
+        _ => {
+            // Computed as y^T [rows, batch], so that each panel of rows owns one run of memory.
+            let panels = y.par_chunks_mut(PANEL_ROWS * batch).enumerate();
+            panels.for_each(|(i, y)| panel(panel_dot, w, i, x, batch, y));
+            Ok(transpose(&y, batch))
+        }
     }
-    if batch <= 1 {
-        return Ok(y);
-    }
-    // Computed as y^T [rows, batch], so that each panel of rows owns one run of memory.
-    y.par_chunks_mut(PANEL_ROWS * batch).enumerate().for_each(|(i, y)| panel(panel_dot, w, i, x, batch, y));
-    Ok(transpose(&y, batch))
 }
 
 /// `y [rows] = W x` for one input `x [cols]`.

@@ -121,7 +121,7 @@ impl Norm<'_> {
         if cols > 0 && self.rotation.as_ref().is_none_or(|rotation| rotation.cols() == cols) {
             return Ok(cols);
         }
-        let message = format!("{}: the rotation is not for rows of {:?}", NAME, layout.dims());
+        let message = format!("{NAME}: the rotation is not for rows of {:?}", layout.dims());
         Err(Error::Msg(message).bt())
     }
 

@@ -59,28 +59,15 @@ impl Linear {
     /// # Errors
     /// When a tensor operation fails.
     pub fn forward(&self, x: &Input) -> candle_core::Result<Tensor> {
-        let [y] = Self::forward_together([self], x)?;
-        Ok(y)
-    }
-
-    /// [`Linear::forward`] of several linears of one input, which costs less than one at a time.
-    ///
-    /// # Errors
-    /// When a tensor operation fails.
-    pub fn forward_together<const N: usize>(
-        linears: [&Self; N],
-        x: &Input,
-    ) -> candle_core::Result<[Tensor; N]> {
-        let mut outputs = Self::products(linears, x)?;
-        for (y, linear) in outputs.iter_mut().zip(linears) {
-            if let Some(bias) = &linear.bias {
-                *y = y.broadcast_add(bias)?;
-            }
+        let [y] = Self::products([self], x)?;
+        match &self.bias {
+            Some(bias) => y.broadcast_add(bias),
+            None => Ok(y),
         }
-        Ok(outputs)
     }
 
-    /// [`Linear::forward_together`] without the biases, for who adds them in passing.
+    /// [`Linear::forward`] of several linears of one input, which costs less than one at a time; without the biases, for who has none or adds
+    /// them in passing.
     ///
     /// # Errors
     /// When a tensor operation fails.

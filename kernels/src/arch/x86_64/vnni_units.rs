@@ -167,44 +167,6 @@ fn in_halves<const BITS: usize, const R: usize>(
     totals
 }
 
-impl UnitLevels {
-    /// `sum` and the products of a unit.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
-    fn add<const BITS: usize>(
-        &self,
-        sum: __m512,
-        codes: &[u8],
-        values: &[i8; UNIT],
-        scale: __m512,
-    ) -> __m512 {
-        let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), self.levels::<BITS>(codes), load(values));
-        _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum)
-    }
-}
-
-impl UnitRows<'_> {
-    /// The scales of a row's block from unit `start` on, times those of the input. Products are of levels with 128 added: what is to be added
-    /// for that is returned, in units of levels.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    fn prepare(&self, row: &UnitRow, start: usize, scales: &mut [f32; BLOCK]) -> __m512 {
-        let stored = match self.group {
-            UNIT => floats(block_from(row.scales, start)),
-            _ => {
-                let (first, within) = self.groups_of_lanes(start);
-                _mm512_cvtph_ps(_mm256_permutexvar_epi16(within, halves_of(block_from(row.scales, first))))
-            }
-        };
-        store(scales, _mm512_mul_ps(stored, some_floats(block_from(self.x.scales(), start))));
-        // Of a block, twice as many halves.
-        let sums = self.x.half_sums().as_flattened().as_chunks::<BLOCK>().0;
-        let at = 2 * start / BLOCK;
-        let sums = pairs_of(of_sixteen(&sums[at]), of_sixteen(&sums[at + 1]));
-        _mm512_mul_ps(stored, _mm512_mul_ps(sums, _mm512_set1_ps(-OFFSET as f32)))
-    }
-}
-
 /// The sums of neighbours, of sixteen pairs.
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -229,6 +191,26 @@ fn of_sixteen(values: &[f32; BLOCK]) -> __m512 {
 }
 
 impl UnitRows<'_> {
+    /// The scales of a row's block from unit `start` on, times those of the input. Products are of levels with 128 added: what is to be added
+    /// for that is returned, in units of levels.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn prepare(&self, row: &UnitRow, start: usize, scales: &mut [f32; BLOCK]) -> __m512 {
+        let stored = match self.group {
+            UNIT => floats(block_from(row.scales, start)),
+            _ => {
+                let (first, within) = self.groups_of_lanes(start);
+                _mm512_cvtph_ps(_mm256_permutexvar_epi16(within, halves_of(block_from(row.scales, first))))
+            }
+        };
+        store(scales, _mm512_mul_ps(stored, some_floats(block_from(self.x.scales(), start))));
+        // Of a block, twice as many halves.
+        let sums = self.x.half_sums().as_flattened().as_chunks::<BLOCK>().0;
+        let at = 2 * start / BLOCK;
+        let sums = pairs_of(of_sixteen(&sums[at]), of_sixteen(&sums[at + 1]));
+        _mm512_mul_ps(stored, _mm512_mul_ps(sums, _mm512_set1_ps(-OFFSET as f32)))
+    }
+
     /// The first group of the sixteen units from `start` on, and the group of each, counted from that.
     ///
     /// For groups of whole units.
@@ -296,6 +278,20 @@ impl UnitLevels {
                 _mm512_mask_permutexvar_epi8(lower, high, codes, self.upper)
             }
         }
+    }
+
+    /// `sum` and the products of a unit.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi,avx512vnni")]
+    fn add<const BITS: usize>(
+        &self,
+        sum: __m512,
+        codes: &[u8],
+        values: &[i8; UNIT],
+        scale: __m512,
+    ) -> __m512 {
+        let products = _mm512_dpbusd_epi32(_mm512_setzero_si512(), self.levels::<BITS>(codes), load(values));
+        _mm512_fmadd_ps(_mm512_cvtepi32_ps(products), scale, sum)
     }
 }
 

@@ -85,6 +85,25 @@ impl<'a> Found<'a> {
         let (sum, mix) = rest.split_at_mut(rows);
         Self { most, sum, mix }
     }
+
+    /// The sum and the mix of a row, of so many, in what [`Found::of`] parts.
+    fn row(all: &[f32], [row, rows]: [usize; 2], width: usize) -> (f32, &[f32]) {
+        (all[rows + row], &all[2 * rows + row * width..][..width])
+    }
+
+    /// Adds what the same queries have found elsewhere.
+    fn join(&mut self, other: &Self, width: usize) {
+        for row in 0..self.most.len() {
+            let most = self.most[row].max(other.most[row]);
+            // A query that saw no key of a segment has the largest score -inf there, and shares of 0.
+            let share = |m: f32| if m == f32::NEG_INFINITY { 0.0 } else { (m - most).exp() };
+            let (a, b) = (share(self.most[row]), share(other.most[row]));
+            self.sum[row] = a * self.sum[row] + b * other.sum[row];
+            let mixes = self.mix[row * width..].iter_mut().zip(&other.mix[row * width..]).take(width);
+            mixes.for_each(|(mine, theirs)| *mine = a * *mine + b * theirs);
+            self.most[row] = most;
+        }
+    }
 }
 
 impl Run<'_> {
@@ -123,8 +142,8 @@ impl Run<'_> {
             let queries = &blocks[block];
             for (head, y) in y.chunks_exact_mut(head_dim).enumerate() {
                 let found = &found[places[head / group * blocks.len() + block].start..];
-                let (rows, row) = (group * queries.len(), head % group * queries.len() + i - queries.start);
-                let (sum, mix) = (found[rows + row], &found[2 * rows + row * width..]);
+                let row = [head % group * queries.len() + i - queries.start, group * queries.len()];
+                let (sum, mix) = Found::row(found, row, width);
                 let inverse = 1.0 / sum;
                 y.iter_mut().zip(mix).for_each(|(y, mix)| *y = mix * inverse);
                 rotation.iter().for_each(|rotation| rotation.invert(y));
@@ -308,22 +327,6 @@ fn factors<'a>(stores: impl Iterator<Item = &'a Store>, head: usize, rows: &mut 
         let scales = scales.map(|scale| scale.to_f32());
         for row in rows.chunks_exact_mut(stride) {
             row[i * PAGE..].iter_mut().zip(scales).for_each(|(v, scale)| *v *= scale);
-        }
-    }
-}
-
-impl Found<'_> {
-    /// Adds what the same queries have found elsewhere.
-    fn join(&mut self, other: &Found, width: usize) {
-        for row in 0..self.most.len() {
-            let most = self.most[row].max(other.most[row]);
-            // A query that saw no key of a segment has the largest score -inf there, and shares of 0.
-            let share = |m: f32| if m == f32::NEG_INFINITY { 0.0 } else { (m - most).exp() };
-            let (a, b) = (share(self.most[row]), share(other.most[row]));
-            self.sum[row] = a * self.sum[row] + b * other.sum[row];
-            let mixes = self.mix[row * width..].iter_mut().zip(&other.mix[row * width..]).take(width);
-            mixes.for_each(|(mine, theirs)| *mine = a * *mine + b * theirs);
-            self.most[row] = most;
         }
     }
 }
